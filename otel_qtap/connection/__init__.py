@@ -1,0 +1,1 @@
+"""Who talks to whom: connections, their byte streams, processes and containers."""

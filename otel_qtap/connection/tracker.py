@@ -1,0 +1,186 @@
+"""
+Events become byte streams: one ``Connection`` for each TCP connection that is followed.
+
+Kernel events name a connection by an id that is never used twice, so a descriptor, a
+socket address or a process id that is used again cannot mix two connections. What is
+checked here is order: every piece of a flow has a position, and a jump is a gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from otel_qtap.connection.model import Peer
+from otel_qtap.counters import Counter, CounterSet
+from otel_qtap.events import CloseEvent, CloseStep, DataEvent, Event, Flow, OpenEvent, Role
+
+__all__ = ["Connection", "ConnectionTracker", "StreamReader"]
+
+_EVICTED_SHARE = 16  # one in so many connections goes when the table is full
+
+
+class StreamReader(Protocol):
+    """What reads the two streams of one connection, in the order of the kernel's events."""
+
+    def stream_data(self, event: DataEvent) -> None:
+        """Take the next bytes of ``event.flow``; they follow the ones before without a gap."""
+
+    def stream_gap(self, flow: Flow, size: int, timestamp_ns: int) -> None:
+        """``size`` bytes of ``flow`` passed unseen."""
+
+    def stream_step(self, event: CloseEvent) -> None:
+        """A step on the way to the end; ``CloseStep.DESTROYED`` is the last call of all."""
+
+    def give_up(self, timestamp_ns: int) -> None:
+        """The connection is still open, but nothing more of it will come."""
+
+
+class Connection:
+    """A TCP connection as one of its ends sees it."""
+
+    __slots__ = (
+        "connect_started_ns",
+        "established_ns",
+        "expected",
+        "id",
+        "joined_late",
+        "last_seen_ns",
+        "local",
+        "opened_ns",
+        "process_id",
+        "reader",
+        "remote",
+        "role",
+    )
+
+    def __init__(self, event: OpenEvent) -> None:
+        self.id = event.connection_id
+        self.role = event.role
+        self.process_id = event.process_id
+        self.local = Peer(event.local_address, event.local_port)
+        self.remote = Peer(event.remote_address, event.remote_port)
+        self.opened_ns = event.timestamp_ns
+        self.connect_started_ns = event.connect_started_ns
+        self.established_ns = event.established_ns
+        self.joined_late = event.joined_late
+        self.last_seen_ns = event.timestamp_ns
+        # Where the next piece of each flow should begin; -1 on a late-joined connection
+        # until its first piece says where it is.
+        start = -1 if event.joined_late else 0
+        self.expected = [start, start]
+        self.reader: StreamReader | None = None
+
+
+class ConnectionTracker:
+    """
+    All connections that are open, at most ``capacity`` of them.
+
+    ``open_reader`` makes the reader of a new connection, or returns ``None`` to have
+    its bytes passed over.
+    """
+
+    def __init__(
+        self,
+        open_reader: Callable[[Connection], StreamReader | None],
+        counters: CounterSet,
+        *,
+        capacity: int = 65536,
+    ) -> None:
+        self._open_reader = open_reader
+        self._capacity = capacity
+        self._connections: dict[int, Connection] = {}
+
+        def counter(name: str, unit: str, text: str) -> Counter:
+            return counters.counter(f"otel_qtap.connection.{name}", unit, text)
+
+        self._opened = counter("opened", "{connection}", "Connections followed so far")
+        self._evicted = counter(
+            "evicted", "{connection}", "Connections given up because the table was full"
+        )
+        self._strays = counter(
+            "strays", "{event}", "Events of connections whose beginning was not handed over"
+        )
+        self._gaps = counter("gaps", "{gap}", "Places where bytes of a stream are missing")
+        self._gap_bytes = counter("gap_bytes", "By", "Bytes of streams that were not seen")
+        counters.gauge(
+            "otel_qtap.connection.active", "{connection}", "Connections being followed",
+            lambda: len(self._connections),
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def consume(self, event: Event) -> None:
+        """Take the next event; those that do not concern a connection are passed over."""
+        if isinstance(event, DataEvent):
+            self._on_data(event)
+        elif isinstance(event, OpenEvent):
+            self._on_open(event)
+        elif isinstance(event, CloseEvent):
+            self._on_close(event)
+
+    def close(self, timestamp_ns: int) -> None:
+        """Give up every connection, because the agent stops."""
+        for connection in list(self._connections.values()):
+            if connection.reader is not None:
+                connection.reader.give_up(timestamp_ns)
+        self._connections.clear()
+
+    def _on_data(self, event: DataEvent) -> None:
+        connection = self._connections.get(event.connection_id)
+        if connection is None:
+            self._strays.value += 1
+            return
+        reader = connection.reader
+        connection.last_seen_ns = event.timestamp_ns
+        if reader is None:
+            return
+        flow, offset, size, data = event.flow, event.offset, event.size, event.data
+        expected = connection.expected[flow]
+        if offset != expected:
+            if 0 <= expected < offset:
+                self._miss(reader, flow, offset - expected, event.timestamp_ns)
+            elif expected > offset:  # cannot be: a kernel side of another version, a bad recording
+                self._strays.value += 1
+                return
+        connection.expected[flow] = offset + size
+        if data:
+            reader.stream_data(event)
+        if size > len(data):
+            self._miss(reader, flow, size - len(data), event.timestamp_ns)
+
+    def _miss(self, reader: StreamReader, flow: Flow, size: int, timestamp_ns: int) -> None:
+        self._gaps.value += 1
+        self._gap_bytes.value += size
+        reader.stream_gap(flow, size, timestamp_ns)
+
+    def _on_open(self, event: OpenEvent) -> None:
+        if event.connection_id in self._connections or event.role is Role.UNKNOWN:
+            self._strays.value += 1
+            return
+        if len(self._connections) >= self._capacity:
+            self._evict()
+        connection = Connection(event)
+        self._connections[connection.id] = connection
+        connection.reader = self._open_reader(connection)
+        self._opened.value += 1
+
+    def _on_close(self, event: CloseEvent) -> None:
+        connection = self._connections.get(event.connection_id)
+        if connection is None:
+            self._strays.value += 1
+            return
+        if event.step is CloseStep.DESTROYED:
+            del self._connections[event.connection_id]
+        if connection.reader is not None:
+            connection.reader.stream_step(event)
+
+    def _evict(self) -> None:
+        """Make room: the connections that have been silent longest are likely dead ones."""
+        by_age = sorted(self._connections.values(), key=lambda c: c.last_seen_ns)
+        for connection in by_age[: max(1, self._capacity // _EVICTED_SHARE)]:
+            del self._connections[connection.id]
+            self._evicted.value += 1
+            if connection.reader is not None:
+                connection.reader.give_up(connection.last_seen_ns)

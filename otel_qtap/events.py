@@ -1,0 +1,147 @@
+"""
+What the kernel saw, as values.
+
+The receiver turns ring-buffer records into these; a recording holds them; nothing
+below this line knows whether a kernel or a file produced them. All times are
+``CLOCK_MONOTONIC`` nanoseconds, as ``bpf_ktime_get_ns`` gives them.
+
+Named tuples rather than frozen dataclasses: both are immutable and have named
+fields, but a tuple is built in a third of the time and there are four of these per
+proxied request (measured in ``tests/benchmarks/event_cost.py``).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple, TypeAlias
+
+__all__ = [
+    "CloseEvent",
+    "CloseStep",
+    "DataEvent",
+    "Event",
+    "Flow",
+    "LostEvent",
+    "OpenEvent",
+    "ProcessEvent",
+    "ProcessStep",
+    "Role",
+]
+
+
+class Flow(IntEnum):
+    """Which way bytes went, seen from the process that was captured."""
+
+    RECEIVE = 0
+    SEND = 1
+
+
+class Role(IntEnum):
+    """Which end of a connection the captured process is."""
+
+    UNKNOWN = 0
+    SERVER = 1
+    """It accepted the connection: ingress."""
+    CLIENT = 2
+    """It opened the connection: egress."""
+
+
+class CloseStep(IntEnum):
+    """One step on the way of a connection to its end; several may come, in any order."""
+
+    RECEIVED_END = 1
+    """A receive call returned 0: the process has read all that the peer will ever send."""
+    LOCAL_CLOSED = 2
+    """The process closed its sending side first (FIN sent)."""
+    REMOTE_CLOSED = 3
+    """The peer closed its sending side first (FIN arrived, perhaps before it was read)."""
+    RESET = 4
+    """The connection ended without the exchange of FINs."""
+    CALL_FAILED = 5
+    """A send or receive call failed; ``error`` says how."""
+    CONNECT_FAILED = 6
+    """The connection never came to be."""
+    DESTROYED = 7
+    """The kernel frees the socket: nothing can follow."""
+
+
+class ProcessStep(IntEnum):
+    """What happened to a process."""
+
+    EXECUTED = 1
+    FORKED = 2
+    EXITED = 3
+
+
+class OpenEvent(NamedTuple):
+    """A connection that is worth following; comes before its first ``DataEvent``."""
+
+    connection_id: int
+    """Unique while the machine is up; never reused, unlike the kernel's socket address."""
+    timestamp_ns: int
+    process_id: int
+    role: Role
+    local_address: str
+    """IPv4 or IPv6 text; an IPv4-mapped IPv6 address is given as IPv4."""
+    local_port: int
+    remote_address: str
+    remote_port: int
+    connect_started_ns: int
+    """When the process called ``connect``; 0 if it did not or nobody saw it."""
+    established_ns: int
+    """When the handshake was done; 0 if nobody saw it."""
+    joined_late: bool
+    """The connection is older than the agent: its first bytes may be in mid-message."""
+
+
+class DataEvent(NamedTuple):
+    """Bytes that one system call moved over a connection, or a part of them."""
+
+    connection_id: int
+    timestamp_ns: int
+    """When the call had moved the bytes."""
+    process_id: int
+    thread_id: int
+    flow: Flow
+    offset: int
+    """Position of ``data[0]`` in this flow of the connection; a jump means lost bytes."""
+    size: int
+    """Bytes the process moved: more than ``len(data)`` when the copy was cut."""
+    turned: bool
+    """The first bytes of this flow since bytes went the other way, by the kernel's account."""
+    data: bytes
+
+
+class CloseEvent(NamedTuple):
+    """A step on the way to the end of a connection."""
+
+    connection_id: int
+    timestamp_ns: int
+    process_id: int
+    step: CloseStep
+    error: int
+    """``errno`` of the failed call or of the socket, 0 if there was none."""
+
+
+class ProcessEvent(NamedTuple):
+    """A process started, changed its program, or ended."""
+
+    timestamp_ns: int
+    process_id: int
+    step: ProcessStep
+    parent_id: int
+    """Of a forked process; else 0."""
+    executable: str
+    """Path as given to ``execve``; empty for other steps."""
+
+
+class LostEvent(NamedTuple):
+    """What the kernel side could not hand over since the last such event."""
+
+    timestamp_ns: int
+    reason: str
+    """``ring_full``, ``read_fault``, …; the names of ``bpf/events.h``."""
+    amount: int
+
+
+Event: TypeAlias = OpenEvent | DataEvent | CloseEvent | ProcessEvent | LostEvent

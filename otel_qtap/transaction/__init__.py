@@ -1,0 +1,1 @@
+"""Requests with their responses, from the HTTP events of one connection."""

@@ -1,0 +1,479 @@
+"""
+Byte streams become transactions: requests with the responses that answer them.
+
+On one HTTP/1 connection the answers come in the order of the requests (RFC 9112,
+section 9.3.2), so a queue would do if nothing were ever lost. What this module adds is
+care about loss: once bytes are missing where messages begin or end, nobody knows how
+many messages they held, and pairing the next response with the next request would be a
+guess. Then requests are let go as ``Ending.LOST`` until the talk is in step again:
+nothing is unanswered, and the next request begins a turn of the conversation.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from otel_qtap.connection.facts import Facts
+from otel_qtap.connection.model import Peer
+from otel_qtap.connection.tracker import Connection
+from otel_qtap.counters import Counter, CounterSet
+from otel_qtap.events import CloseEvent, CloseStep, DataEvent, Flow, Role
+from otel_qtap.protocol.events import (
+    BodyData,
+    HttpEvent,
+    MessageEnd,
+    MessageEnding,
+    ProxyHeader,
+    RequestHead,
+    ResponseHead,
+    TunnelStart,
+)
+from otel_qtap.protocol.http1 import ParseError, RequestParser, ResponseParser
+from otel_qtap.transaction.consumer import Consumer
+from otel_qtap.transaction.direction import direction_of
+from otel_qtap.transaction.exchange import Exchange, MemoryBudget
+from otel_qtap.transaction.identity import IdGenerator
+from otel_qtap.transaction.model import Ending, Timings, Transaction
+
+__all__ = ["Assembler", "AssemblerLimits"]
+
+_ETIMEDOUT = 110
+_RESET_ERRORS = frozenset({32, 103, 104})  # EPIPE, ECONNABORTED, ECONNRESET
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssemblerLimits:
+    """Bounds on what unfinished transactions may hold."""
+
+    body_bytes: int = 2 * 1024 * 1024
+    """Kept of each body (Qtap's ``--http-buffer-size``); 0 when no rule can ask for bodies."""
+    memory_bytes: int = 128 * 1024 * 1024
+    """Kept of all bodies together."""
+    pipelined: int = 256
+    """Requests that may wait for their answers on one connection."""
+
+
+class Assembler:
+    """Makes a conversation of each connection, and a transaction of each of its exchanges."""
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        facts: Facts,
+        counters: CounterSet,
+        *,
+        limits: AssemblerLimits,
+        ids: IdGenerator,
+        epoch_offset_ns: int,
+    ) -> None:
+        """``epoch_offset_ns`` turns the kernel's monotonic time into time since the epoch."""
+        self.limits = limits
+        self.epoch_offset_ns = epoch_offset_ns
+        self._consumer = consumer
+        self._facts = facts
+        self._ids = ids
+
+        def counter(name: str, unit: str, text: str) -> Counter:
+            return counters.counter(f"otel_qtap.{name}", unit, text)
+
+        self.budget = MemoryBudget(
+            limits.memory_bytes,
+            counter("assembler.body_bytes_refused", "By", "Body bytes not kept for want of memory"),
+        )
+        self.parse_errors = counter(
+            "assembler.parse_errors", "{error}", "Places where a stream was not readable as HTTP"
+        )
+        self.orphans = counter(
+            "assembler.orphan_responses", "{response}",
+            "Responses whose request was not seen, so that no transaction was made",
+        )  # fmt: skip
+        self.cut_requests = counter(
+            "assembler.incomplete_requests", "{request}",
+            "Connections that ended, or lost bytes, in the middle of a request head",
+        )  # fmt: skip
+        self._transactions = {
+            (role, ending): counters.counter(
+                "otel_qtap.transactions", "{transaction}", "Transactions seen, captured or not",
+                role=role.name.lower(), ending=ending.value,
+            )
+            for role in (Role.SERVER, Role.CLIENT)
+            for ending in Ending
+        }  # fmt: skip
+
+    def open(self, connection: Connection) -> Conversation:
+        """Return the reader of a new connection."""
+        return Conversation(connection, self)
+
+    def emit(self, talk: Conversation, exchange: Exchange, ending: Ending, end_ns: int) -> None:
+        """Hand on a transaction that is over."""
+        connection = talk.connection
+        offset = self.epoch_offset_ns
+        start_ns = exchange.request_start_ns + offset
+        if not talk.xid:
+            talk.xid = self._ids.new(connection.opened_ns + offset)
+        process = self._facts.process(exchange.process_id)
+        is_client = connection.role is Role.CLIENT
+        if is_client and not talk.remote_name:
+            talk.remote_name = self._facts.name_of(exchange.process_id, connection.remote.address)
+        opens = is_client and exchange.index == 0 and connection.connect_started_ns
+        self._transactions[connection.role, ending].value += 1
+        transaction = Transaction(
+            request_id=self._ids.new(start_ns),
+            connection_id=talk.xid,
+            index=exchange.index,
+            direction=talk.direction,
+            process=process,
+            container=self._facts.container(process),
+            local=connection.local,
+            remote=connection.remote,
+            remote_name=talk.remote_name,
+            request=exchange.finish_request(),
+            response=exchange.finish_response(),
+            timings=Timings(
+                request_start_ns=start_ns,
+                request_head_ns=exchange.request_head_ns + offset,
+                request_end_ns=_to_epoch(exchange.request_end_ns, offset),
+                response_start_ns=_to_epoch(exchange.response_start_ns, offset),
+                response_head_ns=_to_epoch(exchange.response_head_ns, offset),
+                response_end_ns=_to_epoch(exchange.response_end_ns, offset),
+                end_ns=max(end_ns, exchange.request_head_ns) + offset,
+                connect_start_ns=connection.connect_started_ns + offset if opens else 0,
+                connect_end_ns=_to_epoch(connection.established_ns, offset) if opens else 0,
+            ),
+            ending=ending,
+            proxied_source=talk.proxied_source,
+            joined_late=connection.joined_late,
+            thread_id=exchange.thread_id,
+        )
+        exchange.release(self.budget)
+        self._consumer.consume(transaction)
+
+
+class Conversation:
+    """The two streams of one HTTP/1 connection, read together."""
+
+    __slots__ = (
+        "_assembler",
+        "_closer",
+        "_current",
+        "_failure",
+        "_first_request_ns",
+        "_first_response_ns",
+        "_has_pipelined",
+        "_in_interim",
+        "_in_order",
+        "_index",
+        "_is_tunnel",
+        "_is_turn",
+        "_last_data_ns",
+        "_late_request",
+        "_pending",
+        "_process_id",
+        "_request_flow",
+        "_requests",
+        "_responses",
+        "_thread_id",
+        "connection",
+        "direction",
+        "proxied_source",
+        "remote_name",
+        "xid",
+    )
+
+    def __init__(self, connection: Connection, assembler: Assembler) -> None:
+        self.connection = connection
+        self.direction = direction_of(connection.role, connection.remote.address)
+        self.xid = ""
+        self.remote_name = ""
+        self.proxied_source: Peer | None = None
+        self._assembler = assembler
+        late = connection.joined_late
+        self._request_flow = Flow.RECEIVE if connection.role is Role.SERVER else Flow.SEND
+        self._requests = RequestParser(joined_late=late)
+        self._responses = ResponseParser(joined_late=late)
+        self._pending: deque[Exchange] = deque()
+        """Requests that wait for their answer, in order."""
+        self._current: Exchange | None = None
+        """The request whose body is being received."""
+        self._late_request: Exchange | None = None
+        """An exchange with a complete response and a request that is still coming."""
+        self._in_order = not late
+        self._has_pipelined = False
+        self._in_interim = False
+        self._is_tunnel = False
+        self._is_turn = False
+        """Whether the request being read began a turn of the talk."""
+        self._index = 0
+        self._first_request_ns = 0
+        self._first_response_ns = 0
+        self._last_data_ns = 0
+        self._process_id = connection.process_id
+        self._thread_id = 0
+        self._closer = ""  # "local" or "remote": who closed first
+        self._failure: Ending | None = None
+
+    # What the tracker tells -----------------------------------------------------------
+
+    def stream_data(self, event: DataEvent) -> None:
+        """Take the next bytes of one of the flows."""
+        if self._is_tunnel:
+            return
+        now = event.timestamp_ns
+        self._last_data_ns = now
+        if event.flow is self._request_flow:
+            self._process_id = event.process_id
+            self._thread_id = event.thread_id
+            requests = self._requests
+            if requests.is_idle:
+                self._first_request_ns = now
+                self._is_turn = event.turned
+            requests.boundary()
+            requests.feed(event.data)
+            self._read_requests(now)
+        else:
+            responses = self._responses
+            if responses.is_idle:
+                self._first_response_ns = now
+            responses.boundary()
+            responses.feed(event.data)
+            self._read_responses(now)
+
+    def stream_gap(self, flow: Flow, size: int, timestamp_ns: int) -> None:
+        """Bytes of one of the flows are missing."""
+        if self._is_tunnel:
+            return
+        if flow is self._request_flow:
+            requests = self._requests
+            was_lost, was_idle = requests.is_lost, requests.is_idle
+            requests.gap(size)
+            self._read_requests(timestamp_ns)
+            if requests.is_lost and not was_lost:
+                self._in_order = False
+                if not was_idle and self._current is None:
+                    self._assembler.cut_requests.value += 1
+        else:
+            responses = self._responses
+            was_lost = responses.is_lost
+            responses.gap(size)
+            self._read_responses(timestamp_ns, loss=True)
+            if responses.is_lost and not was_lost:
+                self._lose_track(Ending.LOST, timestamp_ns)
+
+    def stream_step(self, event: CloseEvent) -> None:
+        """The connection is one step nearer to its end."""
+        step, now = event.step, event.timestamp_ns
+        if step is CloseStep.RECEIVED_END:
+            self._closer = self._closer or "remote"
+            self._end_flow(Flow.RECEIVE, now)
+        elif step is CloseStep.LOCAL_CLOSED:
+            self._closer = self._closer or "local"
+            self._end_flow(Flow.SEND, now)
+        elif step is CloseStep.REMOTE_CLOSED:
+            self._closer = self._closer or "remote"
+        elif step in (CloseStep.RESET, CloseStep.CALL_FAILED):
+            self._note_failure(event.error)
+        elif step is CloseStep.DESTROYED:
+            self._end_flow(Flow.RECEIVE, now)
+            self._end_flow(Flow.SEND, now)
+            self._finish_all(self._early_ending(), now)
+
+    def give_up(self, timestamp_ns: int) -> None:
+        """The agent will see no more of this connection."""
+        self._finish_all(Ending.UNFINISHED, timestamp_ns)
+
+    # Requests -------------------------------------------------------------------------
+
+    def _read_requests(self, now: int) -> None:
+        requests = self._requests
+        while True:
+            try:
+                event = requests.next_event()
+            except ParseError:
+                self._assembler.parse_errors.value += 1
+                self._in_order = False
+                self._current = None
+                continue
+            if event is None:
+                return
+            self._on_request_event(event, now)
+
+    def _on_request_event(self, event: HttpEvent, now: int) -> None:
+        current = self._current
+        if type(event) is RequestHead:
+            self._on_request_head(event, now)
+        elif type(event) is BodyData:
+            if current is not None:
+                limits = self._assembler.limits
+                current.add_request_body(event, limits.body_bytes, self._assembler.budget)
+        elif type(event) is MessageEnd:
+            self._first_request_ns = now  # of the next one, if it begins in the same bytes
+            self._is_turn = False
+            if current is not None:
+                current.end_request(event, now)
+                self._current = None
+                if current is self._late_request:
+                    self._late_request = None
+                    self._emit(current, Ending.COMPLETE, now)
+                elif not current.in_order:
+                    self._emit(current, Ending.LOST, now)
+        elif type(event) is ProxyHeader and event.source_address:
+            self.proxied_source = Peer(event.source_address, event.source_port)
+
+    def _on_request_head(self, head: RequestHead, now: int) -> None:
+        pending = self._pending
+        turned = self._is_turn
+        if turned and len(pending) == 1 and pending[0].is_untouched:
+            # Bytes went the other way since the last request, and none of them was seen:
+            # its answer is lost. What is missing of the flow shows only later.
+            self._responses = ResponseParser(joined_late=True)
+            self._finish(pending.popleft(), Ending.LOST, now)
+        if pending or not turned:
+            self._has_pipelined = self._has_pipelined or bool(pending) or self._index > 0
+        if not self._in_order and not pending and turned and not self._has_pipelined:
+            self._in_order = True
+        exchange = Exchange(
+            self._index, head, self._first_request_ns, now, self._process_id, self._thread_id,
+            in_order=self._in_order,
+        )  # fmt: skip
+        self._index += 1
+        self._current = exchange
+        if self._in_order:
+            if len(pending) >= self._assembler.limits.pipelined:
+                self._lose_track(Ending.UNFINISHED, now)
+                exchange.in_order = False
+                return
+            self._responses.expect(head.method)
+            pending.append(exchange)
+
+    # Responses ------------------------------------------------------------------------
+
+    def _read_responses(self, now: int, *, loss: bool = False, closed: bool = False) -> None:
+        responses = self._responses
+        while True:
+            try:
+                event = responses.next_event()
+            except ParseError:
+                self._assembler.parse_errors.value += 1
+                self._lose_track(Ending.UNREADABLE, now)
+                return
+            if event is None:
+                return
+            self._on_response_event(event, now, loss=loss, closed=closed)
+
+    def _on_response_event(self, event: HttpEvent, now: int, *, loss: bool, closed: bool) -> None:
+        exchange = self._pending[0] if self._pending else None
+        if type(event) is ResponseHead:
+            self._on_response_head(event, exchange, now)
+        elif type(event) is BodyData:
+            if exchange is not None and exchange.response is not None:
+                limits = self._assembler.limits
+                exchange.add_response_body(event, limits.body_bytes, self._assembler.budget)
+        elif type(event) is MessageEnd:
+            self._first_response_ns = now
+            if self._in_interim:
+                self._in_interim = False
+            elif exchange is not None and exchange.response is not None:
+                self._on_response_end(event, exchange, now, loss=loss, closed=closed)
+        elif type(event) is TunnelStart:
+            self._is_tunnel = True
+            self._requests.start_tunnel()
+            self._finish_all(Ending.UPGRADED, now)
+
+    def _on_response_head(self, head: ResponseHead, exchange: Exchange | None, now: int) -> None:
+        self._in_interim = head.is_interim
+        if exchange is None:
+            if not head.is_interim:
+                self._assembler.orphans.value += 1
+        elif head.is_interim:
+            exchange.interim_statuses = (*exchange.interim_statuses[-7:], head.status)
+        else:
+            exchange.response = head
+            exchange.response_start_ns = self._first_response_ns
+            exchange.response_head_ns = now
+
+    def _on_response_end(
+        self, event: MessageEnd, exchange: Exchange, now: int, *, loss: bool, closed: bool
+    ) -> None:
+        if event.ending is MessageEnding.COMPLETE:
+            ending = Ending.COMPLETE
+        elif event.ending is MessageEnding.CLOSED:
+            ending = self._failure or Ending.COMPLETE
+        elif event.ending is MessageEnding.LOST:
+            ending = Ending.LOST if loss else Ending.UNREADABLE
+        else:
+            ending = self._early_ending()
+        # A stream that ended had its last byte some time before.
+        exchange.end_response(event, min(now, self._last_data_ns) if closed else now)
+        self._pending.popleft()
+        if _is_upgrade(exchange):
+            ending = Ending.UPGRADED
+        if ending is Ending.COMPLETE and not exchange.is_request_over:
+            self._late_request = exchange
+        else:
+            self._finish(exchange, ending, now)
+
+    # Ends -----------------------------------------------------------------------------
+
+    def _end_flow(self, flow: Flow, now: int) -> None:
+        if self._is_tunnel:
+            return
+        if flow is self._request_flow:
+            if not self._requests.is_idle and self._current is None:
+                self._assembler.cut_requests.value += 1
+            self._requests.end()
+            self._read_requests(now)
+        else:
+            self._responses.end()
+            self._read_responses(now, closed=True)
+
+    def _note_failure(self, error: int) -> None:
+        if error == _ETIMEDOUT:
+            self._failure = self._failure or Ending.TIMED_OUT
+        elif error in _RESET_ERRORS:
+            self._failure = self._failure or Ending.RESET
+            self._closer = self._closer or "remote"
+        else:  # no error on the socket: the process dropped the connection itself
+            self._closer = self._closer or "local"
+
+    def _early_ending(self) -> Ending:
+        """What to call the end of an exchange that the end of its connection cut short."""
+        if self._failure is not None:
+            return self._failure
+        closed_by_server = (self._closer == "local") == (self.connection.role is Role.SERVER)
+        return Ending.SERVER_CLOSED if closed_by_server else Ending.CLIENT_CLOSED
+
+    def _lose_track(self, ending: Ending, now: int) -> None:
+        """Let all unanswered requests go; nobody knows which response comes next."""
+        self._finish_all(ending, now)
+        self._in_order = False
+        self._in_interim = False
+        if not self._responses.is_lost:
+            self._responses = ResponseParser(joined_late=True)
+
+    def _finish_all(self, ending: Ending, now: int) -> None:
+        late, self._late_request = self._late_request, None
+        if late is not None:
+            self._emit(late, Ending.COMPLETE, now)  # its response was
+            self._current = None if self._current is late else self._current
+        while self._pending:
+            self._finish(self._pending.popleft(), ending, now)
+        if self._current is not None:
+            self._finish(self._current, ending, now)
+
+    def _finish(self, exchange: Exchange, ending: Ending, now: int) -> None:
+        if self._current is exchange:
+            self._current = None
+        self._emit(exchange, ending, now)
+
+    def _emit(self, exchange: Exchange, ending: Ending, now: int) -> None:
+        self._assembler.emit(self, exchange, ending, now)
+
+
+def _is_upgrade(exchange: Exchange) -> bool:
+    status = exchange.response.status if exchange.response else 0
+    return status == 101 or (exchange.request.method == "CONNECT" and 200 <= status < 300)
+
+
+def _to_epoch(timestamp_ns: int, offset_ns: int) -> int:
+    return timestamp_ns + offset_ns if timestamp_ns else 0

@@ -1,0 +1,196 @@
+"""
+A request and its response while they are still on the wire.
+
+What is known so far, in a form that grows; ``Assembler`` turns it into a
+``Transaction`` once it is over. Times are the kernel's monotonic nanoseconds.
+"""
+
+from __future__ import annotations
+
+from otel_qtap.counters import Counter
+from otel_qtap.protocol.events import BodyData, MessageEnd, RequestHead, ResponseHead
+from otel_qtap.transaction.model import Body, Request, Response
+
+__all__ = ["BodyBuffer", "Exchange", "MemoryBudget"]
+
+
+class MemoryBudget:
+    """
+    A bound on the body bytes that all unfinished exchanges hold together.
+
+    What does not fit is not kept: its size still counts, and the transaction says that
+    its body is cut.
+    """
+
+    __slots__ = ("_limit", "_refused", "used")
+
+    def __init__(self, limit_bytes: int, refused: Counter) -> None:
+        self._limit = limit_bytes
+        self._refused = refused
+        self.used = 0
+
+    def take(self, size: int) -> bool:
+        """Reserve ``size`` bytes; returns whether there was room."""
+        if self.used + size > self._limit:
+            self._refused.value += size
+            return False
+        self.used += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """Release what was taken."""
+        self.used -= size
+
+
+class BodyBuffer:
+    """The start of a body, up to a limit, and how much passed in all."""
+
+    __slots__ = ("_is_whole", "_pieces", "kept", "size", "wire_size")
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._is_whole = True
+        self.kept = 0
+        self.size = 0
+        self.wire_size = 0
+
+    def add(self, event: BodyData, limit: int, budget: MemoryBudget) -> None:
+        """Take the next piece; past a hole nothing more is kept, so that what is kept is true."""
+        data, size = event
+        self.size += size
+        if not self._is_whole or not size:
+            return
+        room = limit - self.kept
+        if len(data) < size or len(data) > room:
+            self._is_whole = False
+            data = data[:room]
+        if data and budget.take(len(data)):
+            self._pieces.append(data)
+            self.kept += len(data)
+        elif data:
+            self._is_whole = False
+
+    def finish(self) -> Body:
+        """Return the body as captured."""
+        pieces = self._pieces
+        content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return Body(content=content, size=self.size, wire_size=self.wire_size)
+
+
+_EMPTY_BODY = Body()
+
+
+class Exchange:
+    """One request and, when it comes, its response."""
+
+    __slots__ = (
+        "in_order",
+        "index",
+        "interim_statuses",
+        "is_request_over",
+        "process_id",
+        "request",
+        "request_body",
+        "request_end_ns",
+        "request_head_ns",
+        "request_start_ns",
+        "request_trailers",
+        "response",
+        "response_body",
+        "response_end_ns",
+        "response_head_ns",
+        "response_start_ns",
+        "response_trailers",
+        "thread_id",
+    )
+
+    def __init__(
+        self, index: int, head: RequestHead, start_ns: int, head_ns: int,
+        process_id: int, thread_id: int, *, in_order: bool,
+    ) -> None:  # fmt: skip
+        self.index = index
+        self.in_order = in_order
+        """Whether the next response is known to be its answer."""
+        self.process_id = process_id
+        self.thread_id = thread_id
+        self.request = head
+        self.request_start_ns = start_ns
+        self.request_head_ns = head_ns
+        self.request_end_ns = 0
+        self.request_body: BodyBuffer | None = None
+        self.request_trailers: tuple[tuple[str, str], ...] = ()
+        self.is_request_over = False
+        self.response: ResponseHead | None = None
+        self.response_start_ns = 0
+        self.response_head_ns = 0
+        self.response_end_ns = 0
+        self.response_body: BodyBuffer | None = None
+        self.response_trailers: tuple[tuple[str, str], ...] = ()
+        self.interim_statuses: tuple[int, ...] = ()
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing of an answer, not even an interim one, has been seen."""
+        return self.response is None and not self.interim_statuses
+
+    def add_request_body(self, event: BodyData, limit: int, budget: MemoryBudget) -> None:
+        """Take a piece of the request's body."""
+        if self.request_body is None:
+            self.request_body = BodyBuffer()
+        self.request_body.add(event, limit, budget)
+
+    def add_response_body(self, event: BodyData, limit: int, budget: MemoryBudget) -> None:
+        """Take a piece of the response's body."""
+        if self.response_body is None:
+            self.response_body = BodyBuffer()
+        self.response_body.add(event, limit, budget)
+
+    def end_request(self, event: MessageEnd, timestamp_ns: int) -> None:
+        """The request is over."""
+        self.is_request_over = True
+        self.request_end_ns = timestamp_ns
+        self.request_trailers = event.trailers
+        if self.request_body is not None:
+            self.request_body.wire_size = event.wire_body_size
+
+    def end_response(self, event: MessageEnd, timestamp_ns: int) -> None:
+        """The response is over."""
+        self.response_end_ns = timestamp_ns
+        self.response_trailers = event.trailers
+        if self.response_body is not None:
+            self.response_body.wire_size = event.wire_body_size
+
+    def finish_request(self) -> Request:
+        """Return the request as captured."""
+        head = self.request
+        return Request(
+            method=head.method,
+            target=head.target,
+            version=head.version,
+            headers=head.headers,
+            trailers=self.request_trailers,
+            body=_EMPTY_BODY if self.request_body is None else self.request_body.finish(),
+            head_size=head.size,
+        )
+
+    def finish_response(self) -> Response | None:
+        """Return the response as captured, ``None`` if none came."""
+        head = self.response
+        if head is None:
+            return None
+        return Response(
+            status=head.status,
+            reason=head.reason,
+            version=head.version,
+            headers=head.headers,
+            trailers=self.response_trailers,
+            body=_EMPTY_BODY if self.response_body is None else self.response_body.finish(),
+            head_size=head.size,
+            interim_statuses=self.interim_statuses,
+        )
+
+    def release(self, budget: MemoryBudget) -> None:
+        """Give back the memory that the bodies were counted for."""
+        for body in (self.request_body, self.response_body):
+            if body is not None:
+                budget.give_back(body.kept)
