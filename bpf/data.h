@@ -1,0 +1,318 @@
+// Bytes on their way: decide whether the connection matters, copy what can be used,
+// hand it over with the true length.
+
+// Where the bytes of a call lie in the memory of the process.
+struct source {
+    u64 base;     // address of the bytes, or of an array of struct iovec
+    u32 segments; // entries of that array; 0: `base` is the bytes themselves
+    u8 readable;  // 0: the bytes did not pass through user memory
+};
+
+struct user_iovec {
+    u64 base;
+    u64 length;
+};
+
+// struct user_msghdr: msg_iov at 16, msg_iovlen at 24 on 64-bit (include/linux/socket.h).
+static __always_inline void read_message_header(struct source *source, u64 address)
+{
+    u64 words[2] = {};
+    if (bpf_probe_read_user(words, sizeof(words), (const void *)(address + 16)) != 0) {
+        source->readable = 0;
+        return;
+    }
+    source->base = words[0];
+    source->segments = words[1];
+}
+
+// The first bytes of the call, for protocol detection; returns how many were read.
+static __always_inline u32 read_probe(struct probe *probe, const struct source *source, u64 size)
+{
+    u64 address = source->base;
+    u64 length = size;
+    probe->low = 0;
+    probe->high = 0;
+    if (!source->readable)
+        return 0;
+    if (source->segments) {
+        struct user_iovec segment = {};
+        if (bpf_probe_read_user(&segment, sizeof(segment), (const void *)address) != 0)
+            return 0;
+        address = segment.base;
+        if (segment.length < length)
+            length = segment.length;
+    }
+    if (length >= PROBE_BYTES)
+        return bpf_probe_read_user(probe, PROBE_BYTES, (const void *)address) == 0 ? PROBE_BYTES
+                                                                                   : 0;
+    // No more than there is: a read past the end could fault where the call did not.
+    length &= PROBE_BYTES - 1;
+    asm volatile("" : "+r"(length));
+    length &= PROBE_BYTES - 1;
+    return bpf_probe_read_user(probe, length, (const void *)address) == 0 ? length : 0;
+}
+
+// The first bytes of this call, behind those of the same flow that came before while
+// the connection was undecided: they may come one at a time. Returns how many are known.
+static __always_inline u32 gather_probe(struct probe *probe, struct connection *c, u8 flow,
+                                        const struct source *source, u64 size)
+{
+    struct probe more;
+    u32 got = read_probe(&more, source, size);
+    if (c->phase != PHASE_FRESH) {
+        *probe = more;
+        return got;
+    }
+    u32 have = flow ? c->probe_length[1] : c->probe_length[0];
+    *probe = flow ? c->probes[1] : c->probes[0];
+    probe_append(probe, have, &more);
+    have += got;
+    if (have > PROBE_BYTES)
+        have = PROBE_BYTES;
+    if (flow) {
+        c->probes[1] = *probe;
+        c->probe_length[1] = have;
+    } else {
+        c->probes[0] = *probe;
+        c->probe_length[0] = have;
+    }
+    return have;
+}
+
+#define LATE_TURNS 64 // changes of direction without HTTP after which a late connection is dropped
+
+static __always_inline u8 role_by_content(enum protocol protocol, u8 flow)
+{
+    int is_response = protocol == PROTOCOL_HTTP1_RESPONSE;
+    return (flow == FLOW_RECEIVE) != is_response ? ROLE_SERVER : ROLE_CLIENT;
+}
+
+#define MAX_CHUNKS 128 // pieces of one call: 2 MiB when they are not cut by segments
+
+// Hand over what the transfer in `scratch` wants copied. What is not copied is told by
+// the size of the last record, or by a record without bytes.
+static __always_inline void send_data(struct scratch *scratch)
+{
+    struct data_record *record = &scratch->record;
+    struct transfer *transfer = &scratch->transfer;
+    u64 array = transfer->base;
+    u64 at = array;
+    u64 segments = transfer->segments;
+    u64 size = transfer->size;
+    u64 copy = transfer->copy;
+    u64 in_segment = segments ? 0 : copy;
+    u64 done = 0;
+
+    for (int i = 0; i < MAX_CHUNKS; i++) {
+        if (done >= copy)
+            break;
+        if (in_segment == 0) {
+            struct user_iovec next = {};
+            if (segments == 0)
+                break;
+            if (bpf_probe_read_user(&next, sizeof(next), (const void *)array) != 0)
+                break;
+            array += sizeof(next);
+            segments--;
+            at = next.base;
+            in_segment = next.length;
+            continue;
+        }
+        u64 n = copy - done;
+        if (n > in_segment)
+            n = in_segment;
+        if (n > CHUNK_BYTES)
+            n = CHUNK_BYTES;
+        // Through memory, see struct transfer; checked again for the verifier.
+        *(volatile u64 *)&transfer->piece = n;
+        n = *(volatile u64 *)&transfer->piece;
+        if (n > CHUNK_BYTES)
+            break;
+        if (bpf_probe_read_user(scratch->payload, n, (const void *)at) != 0) {
+            count_lost(LOST_READ_FAULT);
+            break;
+        }
+        // The last piece that is wanted also tells how much the call moved beyond it.
+        u64 told = done + n == copy ? size - done : n;
+        record->offset = transfer->offset + done;
+        record->size = told;
+        if (records.ringbuf_output(scratch, sizeof(struct data_record) + n, BPF_RB_NO_WAKEUP) !=
+            0) {
+            count_lost(LOST_RING_FULL);
+            if (done == 0 && transfer->begins_request)
+                count_lost(LOST_REQUESTS);
+            return;
+        }
+        record->header.flags = 0;
+        done += told;
+        at += n;
+        in_segment -= n;
+    }
+    if (done < size) {
+        count_lost(transfer->readable ? LOST_OVER_LIMIT : LOST_UNREADABLE);
+        record->offset = transfer->offset + done;
+        record->size = size - done;
+        if (records.ringbuf_output(scratch, sizeof(struct data_record), BPF_RB_NO_WAKEUP) != 0)
+            count_lost(LOST_RING_FULL);
+    }
+}
+
+// A send or receive call has moved `result` bytes, or failed. Both rungs end up here.
+static __always_inline void on_transfer(const void *sk, u8 flow, long result,
+                                        const struct source *source)
+{
+    u64 key = (u64)sk;
+    u64 pid_tgid = bpf_get_current_pid_tgid();
+    u32 tgid = pid_tgid >> 32;
+    struct sock_start start;
+
+    struct settings *settings = get_settings();
+    if (!settings)
+        return;
+    struct connection *c = connections.lookup(&key);
+    if (c && c->phase == PHASE_IGNORED && c->generation == (u16)settings->generation)
+        return;
+    read_sock_start(&start, sk);
+
+    if (c && (c->remote_port != START_FIELD(u16, &start, OFF_SKC_DPORT) ||
+              c->remote_key != START_FIELD(u32, &start, OFF_SKC_DADDR)))
+        c = NULL; // the address of a socket whose end was missed
+    if (!c) {
+        if (result <= 0 || !is_tcp(sk, &start))
+            return;
+        c = add_connection(sk, &start, bpf_ktime_get_ns(), PHASE_LATE, ROLE_UNKNOWN);
+        if (!c)
+            return;
+        if (is_excluded(tgid))
+            ignore_connection(c, settings);
+    } else if (c->phase == PHASE_IGNORED) {
+        // The settings have changed since; it is in mid-stream now.
+        c->phase = PHASE_LATE;
+        c->joined_late = 1;
+        c->turns = 0;
+        if (is_excluded(tgid))
+            ignore_connection(c, settings);
+    } else if (c->phase == PHASE_FRESH && c->role == ROLE_SERVER && c->last_flow == 2 &&
+               is_excluded(tgid)) {
+        ignore_connection(c, settings); // accepted in an interrupt, its process unknown till now
+    }
+    if (c->phase == PHASE_IGNORED)
+        return;
+
+    u64 now = bpf_ktime_get_ns();
+    if (result <= 0) {
+        if (!c->announced)
+            return;
+        if (result < 0)
+            send_close(c, tgid, now, CLOSE_CALL_FAILED, -result);
+        else if (flow == FLOW_RECEIVE)
+            send_close(c, tgid, now, CLOSE_RECEIVED_END, 0);
+        return;
+    }
+
+    u32 zero = 0;
+    struct scratch *scratch = scratches.lookup(&zero);
+    if (!scratch)
+        return;
+    struct transfer *transfer = &scratch->transfer;
+    u64 size = result;
+    int turned = c->last_flow != flow;
+    u64 offset = flow ? c->bytes[1] : c->bytes[0];
+    if (flow)
+        c->bytes[1] = offset + size;
+    else
+        c->bytes[0] = offset + size;
+    if (turned) {
+        c->last_flow = flow;
+        c->turn_bytes = 0;
+    }
+    u64 room = settings->turn_limit > c->turn_bytes ? settings->turn_limit - c->turn_bytes : 0;
+
+    // Look at the first bytes of the call where a message may begin and it matters: on a
+    // connection not decided yet (a late one is looked at when the talk changes direction,
+    // so a long transfer costs nothing), and past the limit, because pipelined messages
+    // follow each other without a change of direction.
+    transfer->seen = PROTOCOL_UNDECIDED;
+    if (c->phase == PHASE_FRESH || (c->phase == PHASE_LATE && turned) ||
+        (c->phase == PHASE_HTTP && room == 0)) {
+        transfer->probe_length = gather_probe(&transfer->probe, c, flow, source, size);
+        transfer->seen =
+            detect_protocol(&transfer->probe, *(volatile u32 *)&transfer->probe_length);
+    }
+    u32 seen = *(volatile u32 *)&transfer->seen;
+
+    if (c->phase == PHASE_LATE) {
+        if (seen != PROTOCOL_HTTP1_REQUEST && seen != PROTOCOL_HTTP1_RESPONSE) {
+            if (turned && c->turns++ > LATE_TURNS)
+                ignore_connection(c, settings);
+            return;
+        }
+        c->role = role_by_content(seen, flow);
+    } else if (c->phase == PHASE_FRESH && seen == PROTOCOL_OTHER) {
+        ignore_connection(c, settings);
+        if (c->announced)
+            send_close(c, tgid, now, CLOSE_DESTROYED, 0);
+        c->announced = 0;
+        return;
+    }
+    if (c->phase != PHASE_HTTP && seen != PROTOCOL_UNDECIDED) {
+        if (!(settings->protocols & (1 << seen)) || !is_wanted(c, sk, &start, settings)) {
+            ignore_connection(c, settings);
+            return;
+        }
+        c->phase = PHASE_HTTP;
+    }
+
+    // Copy the first bytes of a turn, which hold the head of a message (and its body,
+    // when bodies are wanted); of later calls as much as chunk sizes need.
+    u64 copy = size;
+    if (size > room) {
+        copy = room;
+        if (copy < settings->beyond_limit)
+            copy = settings->beyond_limit;
+        if (room == 0 && (seen == PROTOCOL_HTTP1_REQUEST || seen == PROTOCOL_HTTP1_RESPONSE)) {
+            c->turn_bytes = 0;
+            copy = settings->turn_limit;
+        }
+        if (copy > size)
+            copy = size;
+    }
+    c->turn_bytes += size;
+
+    transfer->begins_request =
+        turned && flow == (c->role == ROLE_CLIENT ? FLOW_SEND : FLOW_RECEIVE);
+    if (!c->announced && !announce(c, sk, &start, tgid, now)) {
+        count_lost(LOST_RING_FULL);
+        if (transfer->begins_request)
+            count_lost(LOST_REQUESTS);
+        return;
+    }
+
+    struct data_record *record = &scratch->record;
+    record->header.kind = RECORD_DATA;
+    record->header.detail = flow;
+    record->header.role = c->role;
+    record->header.flags = turned ? DATA_TURNED : 0;
+    record->header.tgid = tgid;
+    record->header.timestamp_ns = now;
+    record->header.connection_id = c->id;
+    record->tid = pid_tgid;
+    transfer->base = source->base;
+    transfer->segments = source->segments;
+    transfer->readable = source->readable;
+    transfer->offset = offset;
+    transfer->size = size;
+    transfer->copy = source->readable ? copy : 0;
+    send_data(scratch);
+}
+
+#define EAGAIN 11
+#define EINTR 4
+#define ERESTARTSYS 512
+#define MSG_PEEK 2
+
+// Results that tell nothing about the connection.
+static __always_inline int is_idle_result(long result)
+{
+    return result == -EAGAIN || result == -EINTR || result <= -ERESTARTSYS;
+}

@@ -1,0 +1,2 @@
+// Stand-in.
+#define PAGE_SIZE 4096

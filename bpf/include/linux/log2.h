@@ -1,0 +1,1 @@
+// Stand-in: bcc includes this name; nothing of it is used here.

@@ -1,0 +1,94 @@
+// Every map: its key, its value, and who removes the entries.
+
+// Records for user space, in the order in which the kernel saw things. The agent maps
+// the ring into its memory and empties it by timer, so nothing is ever woken up:
+// wake-ups would cost HAProxy more than all the rest together.
+BPF_RINGBUF_OUTPUT(records, RING_PAGES);
+
+// Where a record is put together before it goes into the ring at its exact size.
+#define CHUNK_BYTES 16384
+
+// What a call moved and how much of it is to be copied. It goes through map memory, of
+// which the verifier remembers nothing: otherwise it would walk the copying loop once
+// for each of the many ways that lead there, and give up.
+struct transfer {
+    u64 base;
+    u64 segments;
+    u64 offset;
+    u64 size;
+    u64 copy;
+    u32 readable;
+    u32 seen; // enum protocol of its first bytes
+    u32 begins_request;
+    u32 probe_length; // known bytes of the probe
+    struct probe probe;
+    u64 piece; // bytes of the record being made
+};
+
+struct scratch {
+    struct data_record record;
+    u8 payload[CHUNK_BYTES];
+    struct transfer transfer;
+};
+
+BPF_PERCPU_ARRAY(scratches, struct scratch, 1);
+
+enum phase {
+    PHASE_FRESH = 0,   // seen from its beginning; the first bytes decide
+    PHASE_LATE = 1,    // older than the agent; decided when the talk changes direction
+    PHASE_HTTP = 2,    // followed
+    PHASE_IGNORED = 3, // not HTTP, or not wanted: costs one look-up per call
+};
+
+struct connection {
+    u64 id;
+    u64 connect_started_ns;
+    u64 established_ns;
+    u64 bytes[2];    // passed so far, by flow
+    u64 turn_bytes;  // passed since the talk changed direction
+    u32 remote_key;  // skc_daddr, to notice that a socket address is used again
+    u16 remote_port; // network byte order
+    u16 generation;  // of the settings that decided PHASE_IGNORED
+    u8 phase;
+    u8 role;
+    u8 announced; // RECORD_OPEN has gone out
+    u8 joined_late;
+    u8 last_flow; // 2: none yet
+    u8 turns;     // changes of direction looked at in PHASE_LATE
+    u8 probe_length[2];
+    struct probe probes[2]; // first bytes, by flow, while PHASE_FRESH
+};
+
+// Key: address of struct sock. Removed when the kernel destroys the socket
+// (tcp:tcp_destroy_sock); taken over when the same address shows another remote end.
+BPF_HASH(connections, u64, struct connection, CONNECTION_ENTRIES);
+
+// Key: thread group id. Filled and emptied by user space.
+BPF_HASH(excluded, u32, u8, 16384);
+
+// Directions that are wanted, see direction_bit().
+#define WANT_INGRESS 1
+#define WANT_EGRESS_INTERNAL 2
+#define WANT_EGRESS_EXTERNAL 4
+
+struct settings {
+    u32 generation; // raised with every change, so that refusals are thought over
+    u32 directions;
+    u32 ignore_loopback;
+    u32 turn_limit;   // bytes to copy after each change of direction
+    u32 beyond_limit; // bytes to copy of each call past that: chunk sizes, further heads
+    u32 protocols;    // bit 1 << enum protocol for what is followed
+    u32 reserved[2];
+};
+
+BPF_ARRAY(settings_map, struct settings, 1);
+
+// Key: enum lost_reason. Only ever grows.
+BPF_PERCPU_ARRAY(lost, u64, LOST_REASONS);
+
+static __always_inline void count_lost(u32 reason)
+{
+    u64 *value = lost.lookup(&reason);
+    if (value)
+        *value += 1;
+}

@@ -1,0 +1,1 @@
+"""Where events come from: the running kernel, or a recording of it."""

@@ -1,0 +1,102 @@
+"""
+Ring-buffer records to events: the user-space twin of ``bpf/events.h``.
+
+A recording keeps these bytes as they are, so a change of the layout raises
+``WIRE_VERSION`` on both sides.
+"""
+
+from __future__ import annotations
+
+import struct
+from socket import AF_INET, AF_INET6, inet_ntop
+
+from otel_qtap.events import (
+    CloseEvent,
+    CloseStep,
+    DataEvent,
+    Event,
+    Flow,
+    OpenEvent,
+    ProcessEvent,
+    ProcessStep,
+    Role,
+)
+
+__all__ = ["LOST_REASONS", "WIRE_VERSION", "WireError", "decode"]
+
+WIRE_VERSION = 1
+
+LOST_REASONS = (
+    "ring_full",
+    "requests",
+    "read_fault",
+    "unreadable",
+    "over_limit",
+    "connections_full",
+)
+"""Names of ``enum lost_reason``, in its order."""
+
+_KIND_OPEN, _KIND_DATA, _KIND_CLOSE, _KIND_PROCESS = 1, 2, 3, 4
+_DATA = struct.Struct("<BBBBIQQQII")  # header, offset, size, tid
+_OPEN = struct.Struct("<BBBBIQQQQ16s16sHHI")
+_CLOSE = struct.Struct("<BBBBIQQII")
+_PROCESS = struct.Struct("<BBBBIQQII")
+_TURNED = 1
+_JOINED_LATE = 1
+_IPV6 = 2
+_FLOWS = (Flow.RECEIVE, Flow.SEND)
+
+
+class WireError(Exception):
+    """A record that this version cannot read."""
+
+
+def decode(record: memoryview | bytes) -> Event:
+    """Return the event that ``record`` holds; raises ``WireError`` if it is not one."""
+    try:
+        kind = record[0]
+        if kind == _KIND_DATA:
+            _, flow, _, flags, tgid, timestamp, connection, offset, size, tid = _DATA.unpack_from(
+                record
+            )
+            return DataEvent(
+                connection, timestamp, tgid, tid, _FLOWS[flow], offset, size,
+                flags == _TURNED, bytes(record[40:]),
+            )  # fmt: skip
+        return _decode_other(kind, record)
+    except (IndexError, ValueError, struct.error):
+        raise WireError("a record of an unknown kind or of the wrong length") from None
+
+
+def _decode_other(kind: int, record: memoryview | bytes) -> Event:
+    if kind == _KIND_OPEN:
+        (_, _, role, flags, tgid, timestamp, connection, connect_started, established,
+         local, remote, local_port, remote_port, _) = _OPEN.unpack_from(record)  # fmt: skip
+        return OpenEvent(
+            connection_id=connection,
+            timestamp_ns=timestamp,
+            process_id=tgid,
+            role=Role(role),
+            local_address=_address(local, flags),
+            local_port=local_port,
+            remote_address=_address(remote, flags),
+            remote_port=(remote_port & 0xFF) << 8 | remote_port >> 8,
+            connect_started_ns=connect_started,
+            established_ns=established,
+            joined_late=bool(flags & _JOINED_LATE),
+        )
+    if kind == _KIND_CLOSE:
+        _, step, _, _, tgid, timestamp, connection, error, _ = _CLOSE.unpack_from(record)
+        return CloseEvent(connection, timestamp, tgid, CloseStep(step), error)
+    if kind == _KIND_PROCESS:
+        _, step, _, _, tgid, timestamp, _, parent, _ = _PROCESS.unpack_from(record)
+        executable = bytes(record[_PROCESS.size :]).decode(errors="replace")
+        return ProcessEvent(timestamp, tgid, ProcessStep(step), parent, executable)
+    raise ValueError(kind)
+
+
+def _address(raw: bytes, flags: int) -> str:
+    """Text of an address; one flag serves both ends, since a socket has one family."""
+    if flags & _IPV6:
+        return inet_ntop(AF_INET6, raw)
+    return inet_ntop(AF_INET, raw[:4])
