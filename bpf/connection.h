@@ -20,8 +20,9 @@ static __always_inline int is_excluded(u32 tgid)
 }
 
 // Enter a socket into the table, in place of any earlier one at the same address.
-static __always_inline struct connection *
-add_connection(const void *sk, const struct sock_start *start, u64 now, u8 phase, u8 role)
+static __always_inline struct connection *add_connection(const void *sk,
+                                                         const struct sock_start *start, u64 now,
+                                                         u8 phase, u8 role, u16 exclusions)
 {
     u64 key = (u64)sk;
     struct connection fresh;
@@ -33,6 +34,7 @@ add_connection(const void *sk, const struct sock_start *start, u64 now, u8 phase
     fresh.role = role;
     fresh.joined_late = phase == PHASE_LATE;
     fresh.last_flow = 2;
+    fresh.exclusions = exclusions - 1; // so that the first event asks
     if (connections.update(&key, &fresh) != 0) {
         count_lost(LOST_CONNECTIONS_FULL);
         return NULL;
@@ -130,7 +132,7 @@ int on_state_change(struct bpf_raw_tracepoint_args *ctx)
         if (!is_tcp(sk, &start))
             return 0;
         u64 now = bpf_ktime_get_ns();
-        c = add_connection(sk, &start, now, PHASE_FRESH, role);
+        c = add_connection(sk, &start, now, PHASE_FRESH, role, settings->exclusions);
         if (!c)
             return 0;
         if (role == ROLE_CLIENT)

@@ -180,24 +180,30 @@ static __always_inline void on_transfer(const void *sk, u8 flow, long result,
     if (!c) {
         if (result <= 0 || !is_tcp(sk, &start))
             return;
-        c = add_connection(sk, &start, bpf_ktime_get_ns(), PHASE_LATE, ROLE_UNKNOWN);
+        c = add_connection(sk, &start, bpf_ktime_get_ns(), PHASE_LATE, ROLE_UNKNOWN,
+                           settings->exclusions);
         if (!c)
             return;
-        if (is_excluded(tgid))
-            ignore_connection(c, settings);
     } else if (c->phase == PHASE_IGNORED) {
         // The settings have changed since; it is in mid-stream now.
         c->phase = PHASE_LATE;
         c->joined_late = 1;
         c->turns = 0;
-        if (is_excluded(tgid))
-            ignore_connection(c, settings);
-    } else if (c->phase == PHASE_FRESH && c->role == ROLE_SERVER && c->last_flow == 2 &&
-               is_excluded(tgid)) {
-        ignore_connection(c, settings); // accepted in an interrupt, its process unknown till now
+        c->exclusions = settings->exclusions - 1;
     }
-    if (c->phase == PHASE_IGNORED)
-        return;
+    // Ask about the process once, and again whenever one was excluded since: a connection
+    // is accepted in an interrupt, its process unknown, and a program may be excluded a
+    // moment after it has started to talk.
+    if (c->exclusions != (u16)settings->exclusions) {
+        c->exclusions = settings->exclusions;
+        if (is_excluded(tgid)) {
+            ignore_connection(c, settings);
+            if (c->announced)
+                send_close(c, tgid, bpf_ktime_get_ns(), CLOSE_DESTROYED, 0);
+            c->announced = 0;
+            return;
+        }
+    }
 
     u64 now = bpf_ktime_get_ns();
     if (result <= 0) {

@@ -49,6 +49,8 @@ struct connection {
     u32 remote_key;  // skc_daddr, to notice that a socket address is used again
     u16 remote_port; // network byte order
     u16 generation;  // of the settings that decided PHASE_IGNORED
+    u16 exclusions;  // settings.exclusions when `excluded` was last asked
+    u16 reserved;
     u8 phase;
     u8 role;
     u8 announced; // RECORD_OPEN has gone out
@@ -78,7 +80,8 @@ struct settings {
     u32 turn_limit;   // bytes to copy after each change of direction
     u32 beyond_limit; // bytes to copy of each call past that: chunk sizes, further heads
     u32 protocols;    // bit 1 << enum protocol for what is followed
-    u32 reserved[2];
+    u32 exclusions;   // raised when a process is added to `excluded`
+    u32 reserved;
 };
 
 BPF_ARRAY(settings_map, struct settings, 1);

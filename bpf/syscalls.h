@@ -15,13 +15,15 @@ BPF_HASH(calls, u32, struct call, 16384);
 
 struct sys_enter_arguments {
     u64 common;
-    long number;
+    int number; // not long: what fills it up to eight bytes is never set
+    int padding;
     u64 arguments[6];
 };
 
 struct sys_exit_arguments {
     u64 common;
-    long number;
+    int number;
+    int padding;
     long result;
 };
 
@@ -54,13 +56,12 @@ static __always_inline const void *sock_of(u64 descriptor)
     return pointer;
 }
 
-int on_syscall_enter(struct sys_enter_arguments *ctx)
+static __always_inline int enter_syscall(struct sys_enter_arguments *ctx, u64 receive_flags)
 {
     struct call call;
     struct sock_start start;
     u64 descriptor = ctx->arguments[0];
     u32 thread = bpf_get_current_pid_tgid();
-    u64 receive_flags = 0;
     u64 header = 0;
 
     __builtin_memset(&call, 0, sizeof(call));
@@ -76,7 +77,6 @@ int on_syscall_enter(struct sys_enter_arguments *ctx)
         break;
     case NR_RECVFROM:
         call.flow = FLOW_RECEIVE;
-        receive_flags = ctx->arguments[3];
         break;
     case NR_SENDMSG:
         call.flow = FLOW_SEND;
@@ -122,6 +122,18 @@ int on_syscall_enter(struct sys_enter_arguments *ctx)
     call.peek = (receive_flags & MSG_PEEK) != 0;
     calls.update(&thread, &call);
     return 0;
+}
+
+// The kernel refuses a program that looks at more arguments than a tracepoint has, and
+// most calls have three. So the fourth of recvfrom needs a program of its own.
+int on_syscall_enter(struct sys_enter_arguments *ctx)
+{
+    return enter_syscall(ctx, 0);
+}
+
+int on_recvfrom_enter(struct sys_enter_arguments *ctx)
+{
+    return enter_syscall(ctx, ctx->arguments[3]);
 }
 
 int on_syscall_exit(struct sys_exit_arguments *ctx)

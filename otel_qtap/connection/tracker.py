@@ -113,8 +113,8 @@ class ConnectionTracker:
 
     def consume(self, event: Event) -> None:
         """Take the next event; those that do not concern a connection are passed over."""
-        if isinstance(event, DataEvent):
-            self._on_data(event)
+        if type(event) is DataEvent:
+            self.accept_data(event)
         elif isinstance(event, OpenEvent):
             self._on_open(event)
         elif isinstance(event, CloseEvent):
@@ -127,16 +127,16 @@ class ConnectionTracker:
                 connection.reader.give_up(timestamp_ns)
         self._connections.clear()
 
-    def _on_data(self, event: DataEvent) -> None:
+    def accept_data(self, event: DataEvent) -> None:
+        """Take the next piece of a stream; ``consume`` for callers who know what they hold."""
         connection = self._connections.get(event.connection_id)
         if connection is None:
             self._strays.value += 1
             return
         reader = connection.reader
-        connection.last_seen_ns = event.timestamp_ns
+        _, connection.last_seen_ns, _, _, flow, offset, size, _, data = event
         if reader is None:
             return
-        flow, offset, size, data = event.flow, event.offset, event.size, event.data
         expected = connection.expected[flow]
         if offset != expected:
             if 0 <= expected < offset:

@@ -27,7 +27,7 @@ DEFAULT_RING_BYTES = 16 * 1024 * 1024
 
 _DRAIN_BYTES = 256 * 1024  # given back to the kernel at once, so that writers find room
 _PROTOCOL_HTTP1_REQUEST, _PROTOCOL_HTTP1_RESPONSE, _PROTOCOL_PROXY = 1, 2, 4
-_SETTINGS = struct.Struct("<IIIIII8x")
+_SETTINGS = struct.Struct("<IIIIIII4x")
 _KEY = struct.Struct("<I")
 
 
@@ -44,7 +44,7 @@ class KernelSettings:
     beyond_limit: int = 256
     """Bytes copied of each further call, enough for chunk sizes."""
 
-    def pack(self, generation: int) -> bytes:
+    def pack(self, generation: int, exclusions: int) -> bytes:
         """Return ``struct settings`` of ``bpf/maps.h``."""
         directions = self.ingress | self.egress_internal << 1 | self.egress_external << 2
         protocols = (
@@ -57,6 +57,7 @@ class KernelSettings:
             self.turn_limit,
             self.beyond_limit,
             protocols,
+            exclusions,
         )
 
 
@@ -86,6 +87,8 @@ class KernelReceiver:
         self._lost_seen = [0] * len(LOST_REASONS)
         self._missed_seen = 0
         self._generation = 0
+        self._exclusions = 0
+        self._in_force = settings
         self._lost_counters = {
             reason: counters.counter(
                 "otel_qtap.receiver.lost", "{event}",
@@ -97,17 +100,21 @@ class KernelReceiver:
             "otel_qtap.receiver.ring.pending", "By", "Bytes in the ring buffer",
             lambda: self._ring.pending_bytes,
         )  # fmt: skip
-        self.exclude(os.getpid())
+        self._excluded.write(_KEY.pack(os.getpid()), b"\1")
         self.apply(settings)
 
     def apply(self, settings: KernelSettings) -> None:
         """Put settings into force; connections refused before are thought over."""
         self._generation = self._generation % 0xFFFF + 1
-        self._settings.write(_KEY.pack(0), settings.pack(self._generation))
+        self._in_force = settings
+        self._write_settings()
 
     def exclude(self, process_id: int) -> bool:
-        """Never hand over this process again; returns whether the kernel's table had room."""
-        return self._excluded.write(_KEY.pack(process_id), b"\1")
+        """Hand over nothing more of this process; returns whether the table had room for it."""
+        had_room = self._excluded.write(_KEY.pack(process_id), b"\1")
+        self._exclusions = (self._exclusions + 1) & 0xFFFF
+        self._write_settings()
+        return had_room
 
     def include(self, process_id: int) -> None:
         """Undo ``exclude``."""
@@ -138,6 +145,10 @@ class KernelReceiver:
         for reason, amount in found:
             self._lost_counters[reason].add(amount)
         return found
+
+    def _write_settings(self) -> None:
+        packed = self._in_force.pack(self._generation, self._exclusions)
+        self._settings.write(_KEY.pack(0), packed)
 
     def detach(self) -> None:
         """Stop watching; what is in the ring can still be drained."""

@@ -90,7 +90,13 @@ _HOOKS = {
         *_COMMON_HOOKS,
         # Exits first: an entry without its exit would leave something behind.
         *(Hook("on_syscall_exit", f"syscalls:sys_exit_{call}") for call in _DATA_CALLS),
-        *(Hook("on_syscall_enter", f"syscalls:sys_enter_{call}") for call in _DATA_CALLS),
+        *(
+            Hook(
+                "on_recvfrom_enter" if call == "recvfrom" else "on_syscall_enter",
+                f"syscalls:sys_enter_{call}",
+            )
+            for call in _DATA_CALLS
+        ),
     ),
 }
 

@@ -38,6 +38,7 @@ from otel_qtap.transaction.model import Ending, Timings, Transaction
 
 __all__ = ["Assembler", "AssemblerLimits"]
 
+_COMPLETE = Ending.COMPLETE  # looking up a member takes longer than comparing with it
 _ETIMEDOUT = 110
 _RESET_ERRORS = frozenset({32, 103, 104})  # EPIPE, ECONNABORTED, ECONNRESET
 
@@ -70,8 +71,9 @@ class Assembler:
         """``epoch_offset_ns`` turns the kernel's monotonic time into time since the epoch."""
         self.limits = limits
         self.epoch_offset_ns = epoch_offset_ns
-        self._consumer = consumer
+        self._consume = consumer.consume
         self._facts = facts
+        self._process_of = facts.process
         self._ids = ids
 
         def counter(name: str, unit: str, text: str) -> Counter:
@@ -110,44 +112,60 @@ class Assembler:
         connection = talk.connection
         offset = self.epoch_offset_ns
         start_ns = exchange.request_start_ns + offset
+        if ending is _COMPLETE:
+            talk.completed.value += 1
+        else:
+            self._transactions[connection.role, ending].value += 1
         if not talk.xid:
             talk.xid = self._ids.new(connection.opened_ns + offset)
-        process = self._facts.process(exchange.process_id)
-        is_client = connection.role is Role.CLIENT
-        if is_client and not talk.remote_name:
-            talk.remote_name = self._facts.name_of(exchange.process_id, connection.remote.address)
-        opens = is_client and exchange.index == 0 and connection.connect_started_ns
-        self._transactions[connection.role, ending].value += 1
+        process = self._process_of(exchange.process_id)
+        connect_start_ns = connect_end_ns = 0
+        if connection.role is Role.CLIENT:
+            if not talk.remote_name:
+                talk.remote_name = self._facts.name_of(
+                    exchange.process_id, connection.remote.address
+                )
+            if exchange.index == 0 and connection.connect_started_ns:
+                connect_start_ns = connection.connect_started_ns + offset
+                connect_end_ns = connection.established_ns and connection.established_ns + offset
+        # Written out, not by a function for each: this is the busiest place of the agent.
+        request_end_ns, response_end_ns = exchange.request_end_ns, exchange.response_end_ns
+        response_start_ns = exchange.response_start_ns
         transaction = Transaction(
             request_id=self._ids.new(start_ns),
             connection_id=talk.xid,
             index=exchange.index,
             direction=talk.direction,
             process=process,
-            container=self._facts.container(process),
+            container=self._facts.container(process) if process.container_id else None,
             local=connection.local,
             remote=connection.remote,
             remote_name=talk.remote_name,
             request=exchange.finish_request(),
-            response=exchange.finish_response(),
+            response=None if exchange.response is None else exchange.finish_response(),
             timings=Timings(
                 request_start_ns=start_ns,
                 request_head_ns=exchange.request_head_ns + offset,
-                request_end_ns=_to_epoch(exchange.request_end_ns, offset),
-                response_start_ns=_to_epoch(exchange.response_start_ns, offset),
-                response_head_ns=_to_epoch(exchange.response_head_ns, offset),
-                response_end_ns=_to_epoch(exchange.response_end_ns, offset),
-                end_ns=max(end_ns, exchange.request_head_ns) + offset,
-                connect_start_ns=connection.connect_started_ns + offset if opens else 0,
-                connect_end_ns=_to_epoch(connection.established_ns, offset) if opens else 0,
+                request_end_ns=request_end_ns + offset if request_end_ns else 0,
+                response_start_ns=response_start_ns + offset if response_start_ns else 0,
+                response_head_ns=exchange.response_head_ns + offset if response_start_ns else 0,
+                response_end_ns=response_end_ns + offset if response_end_ns else 0,
+                end_ns=end_ns + offset,
+                connect_start_ns=connect_start_ns,
+                connect_end_ns=connect_end_ns,
             ),
             ending=ending,
             proxied_source=talk.proxied_source,
             joined_late=connection.joined_late,
             thread_id=exchange.thread_id,
         )
-        exchange.release(self.budget)
-        self._consumer.consume(transaction)
+        if exchange.request_body is not None or exchange.response_body is not None:
+            exchange.release(self.budget)
+        self._consume(transaction)
+
+    def completed(self, role: Role) -> Counter:
+        """Return the counter of complete transactions."""
+        return self._transactions[role, Ending.COMPLETE]
 
 
 class Conversation:
@@ -174,6 +192,7 @@ class Conversation:
         "_requests",
         "_responses",
         "_thread_id",
+        "completed",
         "connection",
         "direction",
         "proxied_source",
@@ -187,6 +206,7 @@ class Conversation:
         self.xid = ""
         self.remote_name = ""
         self.proxied_source: Peer | None = None
+        self.completed = assembler.completed(connection.role)
         self._assembler = assembler
         late = connection.joined_late
         self._request_flow = Flow.RECEIVE if connection.role is Role.SERVER else Flow.SEND
@@ -219,25 +239,23 @@ class Conversation:
         """Take the next bytes of one of the flows."""
         if self._is_tunnel:
             return
-        now = event.timestamp_ns
+        _, now, process_id, thread_id, flow, _, _, turned, data = event
         self._last_data_ns = now
-        if event.flow is self._request_flow:
-            self._process_id = event.process_id
-            self._thread_id = event.thread_id
+        if flow is self._request_flow:
+            self._process_id = process_id
+            self._thread_id = thread_id
             requests = self._requests
             if requests.is_idle:
                 self._first_request_ns = now
-                self._is_turn = event.turned
-            requests.boundary()
-            requests.feed(event.data)
-            self._read_requests(now)
+                self._is_turn = turned
+            for item in requests.read(data):
+                self._on_request_event(item, now)
         else:
             responses = self._responses
             if responses.is_idle:
                 self._first_response_ns = now
-            responses.boundary()
-            responses.feed(event.data)
-            self._read_responses(now)
+            for item in responses.read(data):
+                self._on_response_event(item, now)
 
     def stream_gap(self, flow: Flow, size: int, timestamp_ns: int) -> None:
         """Bytes of one of the flows are missing."""
@@ -247,7 +265,8 @@ class Conversation:
             requests = self._requests
             was_lost, was_idle = requests.is_lost, requests.is_idle
             requests.gap(size)
-            self._read_requests(timestamp_ns)
+            for item in requests.read(b""):
+                self._on_request_event(item, timestamp_ns)
             if requests.is_lost and not was_lost:
                 self._in_order = False
                 if not was_idle and self._current is None:
@@ -256,7 +275,8 @@ class Conversation:
             responses = self._responses
             was_lost = responses.is_lost
             responses.gap(size)
-            self._read_responses(timestamp_ns, loss=True)
+            for item in responses.read(b""):
+                self._on_response_event(item, timestamp_ns, loss=True)
             if responses.is_lost and not was_lost:
                 self._lose_track(Ending.LOST, timestamp_ns)
 
@@ -284,41 +304,36 @@ class Conversation:
 
     # Requests -------------------------------------------------------------------------
 
-    def _read_requests(self, now: int) -> None:
-        requests = self._requests
-        while True:
-            try:
-                event = requests.next_event()
-            except ParseError:
-                self._assembler.parse_errors.value += 1
-                self._in_order = False
-                self._current = None
-                continue
-            if event is None:
-                return
-            self._on_request_event(event, now)
-
-    def _on_request_event(self, event: HttpEvent, now: int) -> None:
-        current = self._current
-        if type(event) is RequestHead:
-            self._on_request_head(event, now)
-        elif type(event) is BodyData:
-            if current is not None:
-                limits = self._assembler.limits
-                current.add_request_body(event, limits.body_bytes, self._assembler.budget)
-        elif type(event) is MessageEnd:
+    def _on_request_event(self, event: HttpEvent | ParseError, now: int) -> None:
+        kind = type(event)
+        if kind is RequestHead:
+            self._on_request_head(event, now)  # type: ignore[arg-type]
+        elif kind is MessageEnd:
+            current = self._current
             self._first_request_ns = now  # of the next one, if it begins in the same bytes
             self._is_turn = False
             if current is not None:
-                current.end_request(event, now)
+                current.end_request(event, now)  # type: ignore[arg-type]
                 self._current = None
                 if current is self._late_request:
                     self._late_request = None
                     self._emit(current, Ending.COMPLETE, now)
                 elif not current.in_order:
                     self._emit(current, Ending.LOST, now)
-        elif type(event) is ProxyHeader and event.source_address:
-            self.proxied_source = Peer(event.source_address, event.source_port)
+        elif kind is BodyData:
+            if self._current is not None:
+                self._current.add_request_body(
+                    event,  # type: ignore[arg-type]
+                    self._assembler.limits.body_bytes,
+                    self._assembler.budget,
+                )
+        elif isinstance(event, ProxyHeader):
+            if event.source_address:
+                self.proxied_source = Peer(event.source_address, event.source_port)
+        elif isinstance(event, ParseError):
+            self._assembler.parse_errors.value += 1
+            self._in_order = False
+            self._current = None
 
     def _on_request_head(self, head: RequestHead, now: int) -> None:
         pending = self._pending
@@ -348,37 +363,33 @@ class Conversation:
 
     # Responses ------------------------------------------------------------------------
 
-    def _read_responses(self, now: int, *, loss: bool = False, closed: bool = False) -> None:
-        responses = self._responses
-        while True:
-            try:
-                event = responses.next_event()
-            except ParseError:
-                self._assembler.parse_errors.value += 1
-                self._lose_track(Ending.UNREADABLE, now)
-                return
-            if event is None:
-                return
-            self._on_response_event(event, now, loss=loss, closed=closed)
-
-    def _on_response_event(self, event: HttpEvent, now: int, *, loss: bool, closed: bool) -> None:
+    def _on_response_event(
+        self, event: HttpEvent | ParseError, now: int, *, loss: bool = False, closed: bool = False
+    ) -> None:
+        kind = type(event)
         exchange = self._pending[0] if self._pending else None
-        if type(event) is ResponseHead:
-            self._on_response_head(event, exchange, now)
-        elif type(event) is BodyData:
+        if kind is ResponseHead:
+            self._on_response_head(event, exchange, now)  # type: ignore[arg-type]
+        elif kind is BodyData:
             if exchange is not None and exchange.response is not None:
-                limits = self._assembler.limits
-                exchange.add_response_body(event, limits.body_bytes, self._assembler.budget)
-        elif type(event) is MessageEnd:
+                exchange.add_response_body(
+                    event,  # type: ignore[arg-type]
+                    self._assembler.limits.body_bytes,
+                    self._assembler.budget,
+                )
+        elif kind is MessageEnd:
             self._first_response_ns = now
             if self._in_interim:
                 self._in_interim = False
             elif exchange is not None and exchange.response is not None:
-                self._on_response_end(event, exchange, now, loss=loss, closed=closed)
-        elif type(event) is TunnelStart:
+                self._on_response_end(event, exchange, now, loss=loss, closed=closed)  # type: ignore[arg-type]
+        elif kind is TunnelStart:
             self._is_tunnel = True
             self._requests.start_tunnel()
             self._finish_all(Ending.UPGRADED, now)
+        else:
+            self._assembler.parse_errors.value += 1
+            self._lose_track(Ending.UNREADABLE, now)
 
     def _on_response_head(self, head: ResponseHead, exchange: Exchange | None, now: int) -> None:
         self._in_interim = head.is_interim
@@ -408,7 +419,7 @@ class Conversation:
         self._pending.popleft()
         if _is_upgrade(exchange):
             ending = Ending.UPGRADED
-        if ending is Ending.COMPLETE and not exchange.is_request_over:
+        if ending is _COMPLETE and not exchange.is_request_over:
             self._late_request = exchange
         else:
             self._finish(exchange, ending, now)
@@ -422,10 +433,12 @@ class Conversation:
             if not self._requests.is_idle and self._current is None:
                 self._assembler.cut_requests.value += 1
             self._requests.end()
-            self._read_requests(now)
+            for item in self._requests.read(b""):
+                self._on_request_event(item, now)
         else:
             self._responses.end()
-            self._read_responses(now, closed=True)
+            for item in self._responses.read(b""):
+                self._on_response_event(item, now, closed=True)
 
     def _note_failure(self, error: int) -> None:
         if error == _ETIMEDOUT:
@@ -473,7 +486,3 @@ class Conversation:
 def _is_upgrade(exchange: Exchange) -> bool:
     status = exchange.response.status if exchange.response else 0
     return status == 101 or (exchange.request.method == "CONNECT" and 200 <= status < 300)
-
-
-def _to_epoch(timestamp_ns: int, offset_ns: int) -> int:
-    return timestamp_ns + offset_ns if timestamp_ns else 0

@@ -48,7 +48,7 @@ class BodyBuffer:
     __slots__ = ("_is_whole", "_pieces", "kept", "size", "wire_size")
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
+        self._pieces: tuple[bytes, ...] | list[bytes] = ()
         self._is_whole = True
         self.kept = 0
         self.size = 0
@@ -58,14 +58,17 @@ class BodyBuffer:
         """Take the next piece; past a hole nothing more is kept, so that what is kept is true."""
         data, size = event
         self.size += size
-        if not self._is_whole or not size:
+        if not limit or not self._is_whole or not size:
             return
         room = limit - self.kept
         if len(data) < size or len(data) > room:
             self._is_whole = False
             data = data[:room]
         if data and budget.take(len(data)):
-            self._pieces.append(data)
+            if type(self._pieces) is list:
+                self._pieces.append(data)
+            else:
+                self._pieces = [data]
             self.kept += len(data)
         elif data:
             self._is_whole = False
@@ -173,11 +176,10 @@ class Exchange:
             head_size=head.size,
         )
 
-    def finish_response(self) -> Response | None:
-        """Return the response as captured, ``None`` if none came."""
+    def finish_response(self) -> Response:
+        """Return the response as captured; there must be one."""
         head = self.response
-        if head is None:
-            return None
+        assert head is not None  # noqa: S101 - for the type checker
         return Response(
             status=head.status,
             reason=head.reason,

@@ -7,12 +7,13 @@ base32hex: unique without agreement and sorted by time.
 
 from __future__ import annotations
 
-import base64
 import os
 
 __all__ = ["IdGenerator"]
 
 _NANOSECONDS = 1_000_000_000
+_DIGITS = "0123456789abcdefghijklmnopqrstuv"  # base32hex, RFC 4648 section 7
+_PAIRS = tuple(high + low for high in _DIGITS for low in _DIGITS)
 
 
 class IdGenerator:
@@ -23,11 +24,22 @@ class IdGenerator:
         random = os.urandom(8) if seed is None else seed
         self._origin = random[:5]
         self._next = int.from_bytes(random[5:8], "big")
+        self._seconds = -1
+        self._prefix = ""
 
     def new(self, epoch_ns: int) -> str:
         """Return a new id for something that began at ``epoch_ns``."""
+        seconds = epoch_ns // _NANOSECONDS
+        if seconds != self._seconds:
+            self._start_second(seconds)
         number = self._next
         self._next = (number + 1) & 0xFFFFFF
-        seconds = (epoch_ns // _NANOSECONDS) & 0xFFFFFFFF
-        raw = seconds.to_bytes(4, "big") + self._origin + number.to_bytes(3, "big")
-        return base64.b32hexencode(raw)[:20].decode().lower()
+        # The prefix ends within its 15th digit: two bits of the last random byte, the
+        # counter and four zero bits make the six digits that are left.
+        rest = ((self._origin[4] & 3) << 24 | number) << 4
+        return self._prefix + _PAIRS[rest >> 20] + _PAIRS[rest >> 10 & 1023] + _PAIRS[rest & 1023]
+
+    def _start_second(self, seconds: int) -> None:
+        self._seconds = seconds
+        bits = int.from_bytes((seconds & 0xFFFFFFFF).to_bytes(4, "big") + self._origin, "big") >> 2
+        self._prefix = "".join(_PAIRS[bits >> shift & 1023] for shift in range(60, -1, -10))

@@ -1,0 +1,1 @@
+"""The parts of ``examples/demo``; ``demo.py`` beside this folder tells them as one story."""

@@ -1,0 +1,79 @@
+"""Fixtures for all tests: the factories of ``tests/factories.py`` under their own names."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from otel_qtap.counters import CounterSet
+
+
+def _load_factories() -> ModuleType:
+    # By path: test folders are no packages, and in importlib mode not on sys.path either.
+    path = Path(__file__).with_name("factories.py")
+    spec = importlib.util.spec_from_file_location("otel_qtap_test_factories", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_factories = _load_factories()
+
+
+@pytest.fixture(scope="session")
+def factories() -> ModuleType:
+    """All factories and constants of ``tests/factories.py``."""
+    return _factories
+
+
+@pytest.fixture(scope="session")
+def make_transaction():
+    """``make_transaction(direction=…, status=…, …) -> Transaction``."""
+    return _factories.make_transaction
+
+
+@pytest.fixture(scope="session")
+def make_request():
+    """``make_request("GET", "/", headers=…, body=…) -> Request``."""
+    return _factories.make_request
+
+
+@pytest.fixture(scope="session")
+def make_response():
+    """``make_response(200, headers=…, body=…) -> Response``."""
+    return _factories.make_response
+
+
+@pytest.fixture(scope="session")
+def make_body():
+    """``make_body(b"…", size=…) -> Body``."""
+    return _factories.make_body
+
+
+@pytest.fixture(scope="session")
+def make_timings():
+    """``make_timings(start_ns=…, duration_ns=…, …) -> Timings``."""
+    return _factories.make_timings
+
+
+@pytest.fixture(scope="session")
+def make_process():
+    """``make_process(pid=…, …) -> Process``."""
+    return _factories.make_process
+
+
+@pytest.fixture(scope="session")
+def make_container():
+    """``make_container(name=…, …) -> Container``."""
+    return _factories.make_container
+
+
+@pytest.fixture
+def counters() -> CounterSet:
+    """A fresh set of counters."""
+    return CounterSet()

@@ -1,0 +1,24 @@
+"""
+The demo's world, for tests: HAProxy, backends and clients on ports that nobody else sees.
+
+``examples/haproxy_demo/world.py`` is the one implementation; this module only makes it
+importable from the tests, whose search path does not lead to the examples.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+EXAMPLES = str(Path(__file__).resolve().parents[2] / "examples")
+if EXAMPLES not in sys.path:
+    sys.path.append(EXAMPLES)
+
+from haproxy_demo.world import (  # noqa: E402 - the path comes first
+    Program,
+    World,
+    WorldError,
+    wait_until,
+)
+
+__all__ = ["Program", "World", "WorldError", "wait_until"]
