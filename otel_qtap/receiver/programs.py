@@ -132,9 +132,10 @@ _INCLUDE = re.compile(r'^#include "([a-z_]+\.h)"$', re.MULTILINE)
 
 
 def bpf_directory() -> Path:
-    """Return the folder of the C sources: inside the package, or beside it in a checkout."""
-    packaged = Path(str(importlib.resources.files("otel_qtap"))) / "bpf"
-    return packaged if packaged.is_dir() else packaged.parent.parent / "bpf"
+    """Return the folder of the C sources: beside the package in a checkout, else inside it."""
+    package = Path(str(importlib.resources.files("otel_qtap")))
+    checkout = package.parent / "bpf"
+    return checkout if (checkout / "tap.bpf.c").is_file() else package / "bpf"
 
 
 def load_request(rung: Rung, types: KernelTypes, ring_bytes: int) -> LoadRequest:
