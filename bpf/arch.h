@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 // Everything that depends on the architecture, and nothing else.
 
 struct syscall_arguments {

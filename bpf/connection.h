@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 // A connection's life: known from its first packet or met on the way, decided by its
 // first bytes, followed or ignored, gone when the kernel destroys its socket.
 
@@ -12,6 +13,38 @@ static __always_inline struct settings *get_settings(void)
 {
     u32 zero = 0;
     return settings_map.lookup(&zero);
+}
+
+// A connection by its ports and the address of its server (IPv4, or what the kernel
+// keeps in that place), the same from both of its ends.
+static __always_inline u64 own_end(u32 server_address, u16 server_port, u16 client_port)
+{
+    return (u64)server_address << 32 | (u32)server_port << 16 | client_port;
+}
+
+static __always_inline u16 to_host_order(u16 port)
+{
+    return port >> 8 | port << 8;
+}
+
+// Whether the other end of an accepted connection is the agent.
+static __always_inline int is_from_agent(const struct sock_start *start)
+{
+    u64 key =
+        own_end(START_FIELD(u32, start, OFF_SKC_RCV_SADDR), START_FIELD(u16, start, OFF_SKC_NUM),
+                to_host_order(START_FIELD(u16, start, OFF_SKC_DPORT)));
+    return own_ends.lookup(&key) != 0;
+}
+
+static __always_inline void remember_own(const void *sk)
+{
+    struct sock_start start;
+    u8 one = 1;
+    read_sock_start(&start, sk);
+    u64 key = own_end(START_FIELD(u32, &start, OFF_SKC_DADDR),
+                      to_host_order(START_FIELD(u16, &start, OFF_SKC_DPORT)),
+                      START_FIELD(u16, &start, OFF_SKC_NUM));
+    own_ends.update(&key, &one);
 }
 
 static __always_inline int is_excluded(u32 tgid)
@@ -139,14 +172,20 @@ int on_state_change(struct bpf_raw_tracepoint_args *ctx)
             c->connect_started_ns = now;
         else
             c->established_ns = now;
-        if ((role == ROLE_CLIENT && is_excluded(bpf_get_current_pid_tgid() >> 32)) ||
-            !is_wanted(c, sk, &start, settings))
+        u32 tgid = bpf_get_current_pid_tgid() >> 32; // means something for a client only
+        if (role == ROLE_CLIENT)
+            c->is_own = tgid == settings->agent;
+        if ((role == ROLE_CLIENT && is_excluded(tgid)) || !is_wanted(c, sk, &start, settings))
             ignore_connection(c, settings);
         return 0;
     }
 
     c = connections.lookup(&key);
-    if (!c || c->phase == PHASE_IGNORED)
+    if (!c)
+        return 0;
+    if (c->is_own && old_state == TCP_SYN_SENT && new_state == TCP_ESTABLISHED)
+        remember_own(sk);
+    if (c->phase == PHASE_IGNORED)
         return 0;
 
     u64 now = bpf_ktime_get_ns();

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 // Bytes on their way: decide whether the connection matters, copy what can be used,
 // hand it over with the true length.
 
@@ -25,23 +26,11 @@ static __always_inline void read_message_header(struct source *source, u64 addre
     source->segments = words[1];
 }
 
-// The first bytes of the call, for protocol detection; returns how many were read.
-static __always_inline u32 read_probe(struct probe *probe, const struct source *source, u64 size)
+// Up to PROBE_BYTES of the `length` bytes at `address`; returns how many were read.
+static __always_inline u32 read_probe_at(struct probe *probe, u64 address, u64 length)
 {
-    u64 address = source->base;
-    u64 length = size;
     probe->low = 0;
     probe->high = 0;
-    if (!source->readable)
-        return 0;
-    if (source->segments) {
-        struct user_iovec segment = {};
-        if (bpf_probe_read_user(&segment, sizeof(segment), (const void *)address) != 0)
-            return 0;
-        address = segment.base;
-        if (segment.length < length)
-            length = segment.length;
-    }
     if (length >= PROBE_BYTES)
         return bpf_probe_read_user(probe, PROBE_BYTES, (const void *)address) == 0 ? PROBE_BYTES
                                                                                    : 0;
@@ -51,6 +40,41 @@ static __always_inline u32 read_probe(struct probe *probe, const struct source *
     length &= PROBE_BYTES - 1;
     return bpf_probe_read_user(probe, length, (const void *)address) == 0 ? length : 0;
 }
+
+#define PROBE_SEGMENTS 4 // looked at until PROBE_BYTES are found
+
+// The first bytes of the call, for protocol detection; returns how many were read.
+static __always_inline u32 read_probe(struct probe *probe, const struct source *source, u64 size)
+{
+    u32 have = 0;
+    probe->low = 0;
+    probe->high = 0;
+    if (!source->readable)
+        return 0;
+    if (!source->segments)
+        return read_probe_at(probe, source->base, size);
+#pragma unroll
+    for (int i = 0; i < PROBE_SEGMENTS; i++) {
+        struct user_iovec segment = {};
+        struct probe more;
+        if (have >= PROBE_BYTES || size == 0 || i >= source->segments)
+            break;
+        if (bpf_probe_read_user(&segment, sizeof(segment),
+                                (const void *)(source->base + i * sizeof(segment))) != 0)
+            break;
+        if (segment.length > size)
+            segment.length = size;
+        size -= segment.length;
+        u32 got = read_probe_at(&more, segment.base, segment.length);
+        probe_append(probe, have, &more);
+        have += got;
+        if (got < PROBE_BYTES && got < segment.length)
+            break; // what follows would not stand where it belongs
+    }
+    return have > PROBE_BYTES ? PROBE_BYTES : have;
+}
+
+#define PROBE_SEALED 0x80 // in probe_length: bytes that could not be read stand behind the known
 
 // The first bytes of this call, behind those of the same flow that came before while
 // the connection was undecided: they may come one at a time. Returns how many are known.
@@ -65,16 +89,19 @@ static __always_inline u32 gather_probe(struct probe *probe, struct connection *
     }
     u32 have = flow ? c->probe_length[1] : c->probe_length[0];
     *probe = flow ? c->probes[1] : c->probes[0];
+    if (have & PROBE_SEALED)
+        return have & ~PROBE_SEALED;
     probe_append(probe, have, &more);
     have += got;
     if (have > PROBE_BYTES)
         have = PROBE_BYTES;
+    u8 length = have < PROBE_BYTES && got < size ? have | PROBE_SEALED : have;
     if (flow) {
         c->probes[1] = *probe;
-        c->probe_length[1] = have;
+        c->probe_length[1] = length;
     } else {
         c->probes[0] = *probe;
-        c->probe_length[0] = have;
+        c->probe_length[0] = length;
     }
     return have;
 }
@@ -262,7 +289,8 @@ static __always_inline void on_transfer(const void *sk, u8 flow, long result,
         return;
     }
     if (c->phase != PHASE_HTTP && seen != PROTOCOL_UNDECIDED) {
-        if (!(settings->protocols & (1 << seen)) || !is_wanted(c, sk, &start, settings)) {
+        if (!(settings->protocols & (1 << seen)) || !is_wanted(c, sk, &start, settings) ||
+            (c->role == ROLE_SERVER && is_from_agent(&start))) {
             ignore_connection(c, settings);
             return;
         }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 // The structures that cross to user space: one for each kind of ring-buffer record.
 //
 // otel_qtap/receiver/wire.py decodes them and names the same numbers; a change here

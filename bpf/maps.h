@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 // Every map: its key, its value, and who removes the entries.
 
 // Records for user space, in the order in which the kernel saw things. The agent maps
@@ -50,7 +51,8 @@ struct connection {
     u16 remote_port; // network byte order
     u16 generation;  // of the settings that decided PHASE_IGNORED
     u16 exclusions;  // settings.exclusions when `excluded` was last asked
-    u16 reserved;
+    u8 is_own;       // the agent opened it
+    u8 reserved;
     u8 phase;
     u8 role;
     u8 announced; // RECORD_OPEN has gone out
@@ -81,10 +83,15 @@ struct settings {
     u32 beyond_limit; // bytes to copy of each call past that: chunk sizes, further heads
     u32 protocols;    // bit 1 << enum protocol for what is followed
     u32 exclusions;   // raised when a process is added to `excluded`
-    u32 reserved;
+    u32 agent;        // thread group id of the agent
 };
 
 BPF_ARRAY(settings_map, struct settings, 1);
+
+// The ends of the agent's own connections, so that a collector on the same host is not
+// captured while it takes in what the agent captured, and so on for ever.
+// Key: own_end(). Entered when such a connection is established; the oldest go.
+BPF_TABLE("lru_hash", u64, u8, own_ends, 4096);
 
 // Key: enum lost_reason. Only ever grows.
 BPF_PERCPU_ARRAY(lost, u64, LOST_REASONS);

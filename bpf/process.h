@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 // Processes: what runs under a process id, and when that changes.
 
 static __always_inline void start_process_record(struct process_record *record, u8 step, u32 tgid)

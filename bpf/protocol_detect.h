@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 // Tell HTTP from everything else by the first bytes that went one way.
 //
 // Pure on purpose: no map, no helper and no kernel type, so the unit tests compile

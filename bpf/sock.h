@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 // Kernel structures, read through the offsets that the agent took from the kernel's
 // own type information (BTF): bcc has no relocations, so nothing here is compiled in.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 // Rung 1 (kernel 6.3 and later): the tracepoints sock:sock_send_length and
 // sock:sock_recv_length. They fire once for each call on any socket and give the
 // socket itself; the buffer is found in the registers of the system call.

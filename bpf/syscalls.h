@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 // Rung 2 (kernel 5.10 and later): the tracepoints at entry and exit of each system call
 // that moves bytes. The socket is found at entry from the file descriptor, so that a
 // descriptor closed and used again meanwhile cannot be taken for another connection.

@@ -1,10 +1,10 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//
 // The kernel side of the tap: one translation unit made of the headers beside it, in
 // the order in which a transaction passes them.
 //
 // It only looks: no helper that writes to user memory, to a packet or to a kernel
 // structure is used, and a test scans the programs for them.
-//
-// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 
 #include <uapi/linux/ptrace.h>
 #include <linux/types.h>

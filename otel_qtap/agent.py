@@ -51,6 +51,7 @@ _LONGEST_SLEEP_S = 0.05
 _BUSY_BYTES = 64 * 1024  # with more than that in the ring there is no time to sleep
 _HOUSEKEEPING_S = 1.0
 _CLOCK_TOLERANCE_NS = 500_000
+_RECONCILE_AFTER_NS = 5_000_000_000  # without another loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +197,20 @@ class _Tap:
             if entry.name.isdigit() and excludes(self.processes.get(int(entry.name))):
                 self.receiver.exclude(int(entry.name))
 
+    def follow(self, event: ProcessEvent, excludes: Callable[[Process], bool]) -> None:
+        """Learn what a process became, and tell the kernel side whether to leave it alone."""
+        self.processes.consume(event)
+        if not self.config.tap.filters.custom and not self.config.tap.filters.groups:
+            return
+        pid = event.process_id
+        if event.step is ProcessStep.EXITED:
+            self.receiver.include(pid)
+        elif event.step is ProcessStep.EXECUTED:
+            if excludes(self.processes.get(pid)):
+                self.receiver.exclude(pid)
+            elif pid != os.getpid():
+                self.receiver.include(pid)
+
     def loop(self, take: Callable[[memoryview], None], until_s: float = float("inf")) -> None:
         """Drain the ring until told to stop; what is in it by then is drained as well."""
         signal.signal(signal.SIGTERM, self.stop)
@@ -264,6 +279,7 @@ class Agent(_Tap):
             options=options.pipeline, epoch_offset_ns=epoch_offset_ns(),
         )  # fmt: skip
         self.tap_first = self._pipeline.tap_first
+        self._reconcile_at_ns = 0
         self._accept = self._pipeline.accept_event
         self._accept_data = self._pipeline.accept_data
         self._failed = counters.counter(
@@ -284,9 +300,22 @@ class Agent(_Tap):
     def housekeep(self, now_s: float) -> None:
         """Also follow the adjustments of the wall clock."""
         super().housekeep(now_s)
+        self._reconcile()
         offset = epoch_offset_ns()
         if abs(offset - self._pipeline.assembler.epoch_offset_ns) > _CLOCK_TOLERANCE_NS:
             self._pipeline.assembler.epoch_offset_ns = offset
+
+    def on_loss(self, event: LostEvent) -> None:
+        """Remember to look for connections whose end may be among what was lost."""
+        if event.reason == "ring_full":
+            self._reconcile_at_ns = event.timestamp_ns + _RECONCILE_AFTER_NS
+
+    def _reconcile(self) -> None:
+        now_ns = time.monotonic_ns()
+        if self._reconcile_at_ns and now_ns > self._reconcile_at_ns:
+            self._reconcile_at_ns = 0
+            living = self.receiver.living_connections()
+            self._pipeline.retain_connections(living, now_ns - _RECONCILE_AFTER_NS)
 
     def _take(self, record: memoryview) -> None:
         try:
@@ -294,7 +323,7 @@ class Agent(_Tap):
             if type(event) is DataEvent:
                 self._accept_data(event)
             elif type(event) is ProcessEvent:
-                self._on_process(event)
+                self.follow(event, self._pipeline.excludes)
             else:
                 self._accept(event)
         except WireError:
@@ -304,19 +333,6 @@ class Agent(_Tap):
             if not self._failed.value:
                 log.exception("an event could not be processed; further ones are only counted")
             self._failed.value += 1
-
-    def _on_process(self, event: ProcessEvent) -> None:
-        self.processes.consume(event)
-        if not self.config.tap.filters.custom and not self.config.tap.filters.groups:
-            return
-        pid = event.process_id
-        if event.step is ProcessStep.EXITED:
-            self.receiver.include(pid)
-        elif event.step is ProcessStep.EXECUTED:
-            if self._pipeline.excludes(self.processes.get(pid)):
-                self.receiver.exclude(pid)
-            elif pid != os.getpid():
-                self.receiver.include(pid)
 
 
 class Recorder(_Tap):
@@ -330,9 +346,7 @@ class Recorder(_Tap):
         self._writer = writer
         self._known: set[int] = set()
         self._named: set[tuple[int, str]] = set()
-        self.exclude_filtered_processes(
-            lambda process: config.tap.filters.excludes(process.executable)
-        )
+        self.exclude_filtered_processes(self._excludes)
 
     def run(self, duration_s: float) -> str:
         """Record until told to stop; returns why it ended. Raises ``RecordingError``."""
@@ -347,6 +361,9 @@ class Recorder(_Tap):
         self.close()
         return reason
 
+    def _excludes(self, process: Process) -> bool:
+        return self.config.tap.filters.excludes(process.executable)
+
     def on_loss(self, event: LostEvent) -> None:
         """Keep the news of a loss in the recording."""
         self._writer.write_loss(event)
@@ -358,7 +375,7 @@ class Recorder(_Tap):
             self._undecodable.value += 1
             return
         if isinstance(event, ProcessEvent):
-            self.processes.consume(event)
+            self.follow(event, self._excludes)
             self._known.discard(event.process_id)
         elif isinstance(event, DataEvent | OpenEvent):
             self._learn(event)

@@ -34,7 +34,6 @@ from otel_qtap.connection.tracker import Connection, ConnectionTracker, StreamRe
 from otel_qtap.counters import CounterSet
 from otel_qtap.delivery import TapFirst
 from otel_qtap.events import Role
-from otel_qtap.exporters import OtlpExporter, ResourceTable, SpanIdentifier
 from otel_qtap.plugins import AccessLogFormat, AccessLogs, HttpCapture, Redactor
 from otel_qtap.stores import StdoutStore, StdoutWriter
 from otel_qtap.transaction.assembler import Assembler, AssemblerLimits
@@ -115,6 +114,10 @@ class Pipeline:
         """Whether ``tap.filters`` leave a process alone."""
         return self._config.tap.filters.excludes(process.executable)
 
+    def retain_connections(self, living: set[int], before_ns: int) -> None:
+        """Let go of connections whose end was lost, see ``ConnectionTracker.retain``."""
+        self._tracker.retain(living, before_ns)
+
     def stop_connections(self, timestamp_ns: int) -> None:
         """Let go of everything unfinished, because no event will follow."""
         self._tracker.close(timestamp_ns)
@@ -148,11 +151,13 @@ class Pipeline:
         destinations: list[Destination] = []
         if any(isinstance(s, StdoutStoreConfig) for s in self._config.object_stores()):
             destinations.append(StdoutStore(self._writer))
-        identify = SpanIdentifier()
-        for number, store in enumerate(self._config.event_stores()):
-            if isinstance(store, OtelStore) and store.protocol is not OtelProtocol.STDOUT:
-                name = store.id or ("otlp" if number == 0 else f"otlp-{number}")
-                destinations.append(_make_otlp(store, name, identify, counters, self.tap_first))
+        stores = [
+            store
+            for store in self._config.event_stores()
+            if isinstance(store, OtelStore) and store.protocol is not OtelProtocol.STDOUT
+        ]
+        if stores:
+            destinations += _make_otlp(stores, counters, self.tap_first)
         return destinations
 
     def _make_plugins(self, counters: CounterSet) -> Sequence[Consumer]:
@@ -218,22 +223,31 @@ def _place_of(address: str) -> str:
 
 
 def _make_otlp(
-    store: OtelStore,
-    name: str,
-    identify: SpanIdentifier,
-    counters: CounterSet,
-    tap_first: TapFirst,
-) -> OtlpExporter:
-    extra = {"deployment.environment.name": store.environment} if store.environment else {}
-    return OtlpExporter(
-        counters=counters,
-        endpoint=store.resolve_endpoint(os.environ) or None,
-        protocol=store.protocol.value,
-        headers=store.resolve_headers(os.environ),
-        insecure=None if store.tls.enabled else True,
-        signals=tuple(signal.value for signal in store.signals),
-        identify=identify,
-        resource_of=ResourceTable(service_name=store.service_name or None, extra=extra),
-        name=name,
-        tap_first=tap_first,
+    stores: Sequence[OtelStore], counters: CounterSet, tap_first: TapFirst
+) -> list[Destination]:
+    # The OpenTelemetry SDK is a third of the agent's memory; only who exports pays for it.
+    from otel_qtap.exporters import (  # noqa: PLC0415
+        OtlpExporter,
+        ResourceTable,
+        SpanIdentifier,
     )
+
+    identify = SpanIdentifier()
+    exporters: list[Destination] = []
+    for number, store in enumerate(stores):
+        extra = {"deployment.environment.name": store.environment} if store.environment else {}
+        exporters.append(
+            OtlpExporter(
+                counters=counters,
+                endpoint=store.resolve_endpoint(os.environ) or None,
+                protocol=store.protocol.value,
+                headers=store.resolve_headers(os.environ),
+                insecure=None if store.tls.enabled else True,
+                signals=tuple(signal.value for signal in store.signals),
+                identify=identify,
+                resource_of=ResourceTable(service_name=store.service_name or None, extra=extra),
+                name=store.id or ("otlp" if number == 0 else f"otlp-{number}"),
+                tap_first=tap_first,
+            )
+        )
+    return exporters

@@ -9,6 +9,7 @@ checked here is order: every piece of a flow has a position, and a jump is a gap
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from otel_qtap.connection.model import Peer
@@ -98,6 +99,9 @@ class ConnectionTracker:
         self._evicted = counter(
             "evicted", "{connection}", "Connections given up because the table was full"
         )
+        self._forgotten = counter(
+            "ends_lost", "{connection}", "Connections whose end was lost with other events"
+        )
         self._strays = counter(
             "strays", "{event}", "Events of connections whose beginning was not handed over"
         )
@@ -119,6 +123,21 @@ class ConnectionTracker:
             self._on_open(event)
         elif isinstance(event, CloseEvent):
             self._on_close(event)
+
+    def retain(self, living: AbstractSet[int], before_ns: int) -> None:
+        """
+        Give up connections that the kernel does not know any more.
+
+        For use after a loss: the record of their end may be among what was lost.
+        ``living`` are the ids of the kernel's table; what was heard of since
+        ``before_ns`` is kept, because its end may still be on the way.
+        """
+        for connection in list(self._connections.values()):
+            if connection.id not in living and connection.last_seen_ns < before_ns:
+                del self._connections[connection.id]
+                self._forgotten.value += 1
+                if connection.reader is not None:
+                    connection.reader.give_up(connection.last_seen_ns)
 
     def close(self, timestamp_ns: int) -> None:
         """Give up every connection, because the agent stops."""

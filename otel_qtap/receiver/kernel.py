@@ -27,8 +27,10 @@ DEFAULT_RING_BYTES = 16 * 1024 * 1024
 
 _DRAIN_BYTES = 256 * 1024  # given back to the kernel at once, so that writers find room
 _PROTOCOL_HTTP1_REQUEST, _PROTOCOL_HTTP1_RESPONSE, _PROTOCOL_PROXY = 1, 2, 4
-_SETTINGS = struct.Struct("<IIIIIII4x")
+_SETTINGS = struct.Struct("<IIIIIIII")
 _KEY = struct.Struct("<I")
+_ID = struct.Struct("<Q")  # the first field of struct connection
+_CONNECTION_VALUE_BYTES = 256  # more than struct connection has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,7 @@ class KernelSettings:
             self.beyond_limit,
             protocols,
             exclusions,
+            os.getpid(),
         )
 
 
@@ -149,6 +152,12 @@ class KernelReceiver:
     def _write_settings(self) -> None:
         packed = self._in_force.pack(self._generation, self._exclusions)
         self._settings.write(_KEY.pack(0), packed)
+
+    def living_connections(self) -> set[int]:
+        """Return the ids of all connections in the kernel's table; takes up to 0.2 s."""
+        size = _CONNECTION_VALUE_BYTES
+        table = KernelMap(self._loaded.maps["connections"], size)
+        return {_ID.unpack_from(value)[0] for value in table.values(8)}
 
     def detach(self) -> None:
         """Stop watching; what is in the ring can still be drained."""

@@ -12,11 +12,13 @@ import errno
 import os
 import platform
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 __all__ = ["KernelMap", "missed_runs", "possible_cpus"]
 
-_BPF_MAP_LOOKUP, _BPF_MAP_UPDATE, _BPF_MAP_DELETE, _BPF_OBJ_GET_INFO = 1, 2, 3, 15
+_BPF_MAP_LOOKUP, _BPF_MAP_UPDATE, _BPF_MAP_DELETE, _BPF_MAP_GET_NEXT_KEY = 1, 2, 3, 4
+_BPF_OBJ_GET_INFO = 15
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -41,6 +43,27 @@ class KernelMap:
     def remove(self, key: bytes) -> bool:
         """Remove the entry; returns whether there was one."""
         return self._call(_BPF_MAP_DELETE, key, None)
+
+    def values(self, key_size: int) -> Iterator[bytes]:
+        """Yield all values; entries that come or go meanwhile may be missed or seen."""
+        key = ctypes.create_string_buffer(key_size)
+        following = ctypes.create_string_buffer(key_size)
+        is_first = True
+        while True:
+            attributes = struct.pack(
+                "<IxxxxQQQ",
+                self._descriptor,
+                0 if is_first else ctypes.addressof(key),
+                ctypes.addressof(following),
+                0,
+            )
+            if _bpf(_BPF_MAP_GET_NEXT_KEY, attributes)[0] < 0:
+                return
+            is_first = False
+            key.raw = following.raw
+            value = self.read(key.raw)
+            if value is not None:
+                yield value
 
     def _call(self, command: int, key: bytes, value: ctypes.Array[ctypes.c_char] | None) -> bool:
         key_buffer = ctypes.create_string_buffer(key, len(key))

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 // Stand-in for the kernel's header of this name: the integer types that bcc's
 // built-in headers and ours use. Written for both 64-bit architectures.
 #ifndef OTEL_QTAP_LINUX_TYPES_H

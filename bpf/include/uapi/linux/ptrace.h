@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 // Stand-in: the registers that a system call was entered with, as the kernel saves
 // them. x86-64: arch/x86/include/asm/ptrace.h; arm64: arch/arm64/include/asm/ptrace.h.
 #ifndef OTEL_QTAP_PTRACE_H
