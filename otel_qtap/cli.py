@@ -123,7 +123,11 @@ def _record(options: argparse.Namespace, config: Config) -> int:
     writer = RecordingWriter(
         Path(options.file), epoch_offset_ns=epoch_offset_ns(), limit_bytes=options.max_size
     )
-    recorder = Recorder(config, _agent_options(options), CounterSet(), writer)
+    try:
+        recorder = Recorder(config, _agent_options(options), CounterSet(), writer)
+    except MachineError:
+        writer.discard()
+        raise
     log.log(ALWAYS, "READY: recording to %s; stop with Ctrl-C", options.file)
     reason = recorder.run(options.duration)
     size = Path(options.file).stat().st_size

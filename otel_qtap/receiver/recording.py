@@ -71,23 +71,37 @@ class RecordingWriter:
 
     def __init__(self, path: Path, *, epoch_offset_ns: int, limit_bytes: int) -> None:
         """
-        Create ``path``; an existing file is replaced.
+        Open ``path``; an existing file is replaced once something is written.
 
         ``limit_bytes`` bounds the uncompressed content. Raises ``RecordingError``.
         """
         self.path = path
+        self._epoch_offset_ns = epoch_offset_ns
+        self._is_new = not path.exists()
         self.is_full = False
         self.records = 0
         self._limit = limit_bytes
         self._written = 0
         self._unflushed = 0
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            os.fchmod(descriptor, 0o600)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise RecordingError(f"cannot write the recording {path}: {error.strerror}") from None
         self._file: IO[bytes] = os.fdopen(descriptor, "wb")
-        self._stream = gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=self._file)
+        self._stream: gzip.GzipFile | None = None
+
+    def discard(self) -> None:
+        """Close without having recorded anything: leave things as they were before."""
+        self._file.close()
+        if self._is_new:
+            self.path.unlink(missing_ok=True)
+
+    def _start(self) -> gzip.GzipFile:
+        """Replace what the file held, and write the header."""
+        descriptor = self._file.fileno()
+        os.fchmod(descriptor, 0o600)
+        os.ftruncate(descriptor, 0)
+        stream = gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=self._file)
         header = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -95,9 +109,10 @@ class RecordingWriter:
             "agent": __version__,
             "kernel": platform.release(),
             "architecture": platform.machine(),
-            "epoch_offset_ns": epoch_offset_ns,
+            "epoch_offset_ns": self._epoch_offset_ns,
         }
-        self._put(json.dumps(header).encode() + b"\n")
+        stream.write(json.dumps(header).encode() + b"\n")
+        return stream
 
     def write_record(self, record: memoryview | bytes) -> None:
         """Add a ring-buffer record."""
@@ -124,6 +139,7 @@ class RecordingWriter:
         """Finish the file. Raises ``RecordingError`` if the disk refuses."""
         try:
             body = json.dumps({"reason": reason}).encode()
+            self._stream = self._stream or self._start()
             self._stream.write(_FRAME.pack(b"E", len(body)) + body)
             self._stream.close()
             self._file.close()
@@ -142,6 +158,7 @@ class RecordingWriter:
 
     def _put(self, data: bytes) -> None:
         try:
+            self._stream = self._stream or self._start()
             self._stream.write(data)
             self._written += len(data)
             self._unflushed += len(data)
