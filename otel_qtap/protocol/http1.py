@@ -144,6 +144,9 @@ _AT_SIZED_BODY = _State.SIZED_BODY
 _LOST = _State.UNKNOWN
 _COMPLETE = MessageEnding.COMPLETE
 
+# What a named tuple's own constructor calls, which is Python code and takes twice as long.
+_new = tuple.__new__
+
 
 class _MessageParser:
     """
@@ -349,7 +352,7 @@ class _MessageParser:
     def _pass_body(self, data: bytes, size: int) -> None:
         if size:
             self._wire_body_size += size
-            self._events.append(BodyData(data, size))
+            self._events.append(_new(BodyData, (data, size)))
 
     def _end_part(self) -> None:
         """All bytes of the body or of the chunk have passed."""
@@ -368,10 +371,10 @@ class _MessageParser:
         end = position + size
         if end <= len(data):  # the rest of the body is here, as it mostly is
             events = self._events
-            events.append(BodyData(data[position:end], size))
+            events.append(_new(BodyData, (data[position:end], size)))
             self._in_message = False
             self._state = _AT_HEAD
-            events.append(MessageEnd(_COMPLETE, (), self._wire_body_size + size))
+            events.append(_new(MessageEnd, (_COMPLETE, (), self._wire_body_size + size)))
             return end
         piece = data[position:]
         self._pass_body(piece, len(piece))
@@ -402,7 +405,7 @@ class _MessageParser:
         end = start + size
         if size and data.startswith(b"\r\n", end):  # all of the chunk is here, as it mostly is
             self._wire_body_size += end + 2 - position
-            self._events.append(BodyData(data[start:end], size))
+            self._events.append(_new(BodyData, (data[start:end], size)))
             return end + 2
         self._wire_body_size += start - position
         self._remaining = size
@@ -605,11 +608,12 @@ class RequestParser(_MessageParser):
                 if not _is_chunked(framing):
                     # RFC 9112, section 6.3: nobody can tell where it ends
                     raise ParseError("transfer coding of a request does not end in chunked")
-                self._events.append(RequestHead(method, target, version, headers, size, None))
+                head = _new(RequestHead, (method, target, version, headers, size, None))
+                self._events.append(head)
                 self._start_body(_State.CHUNK_SIZE)
                 return
             length = _content_length(framing)
-        self._events.append(RequestHead(method, target, version, headers, size, length))
+        self._events.append(_new(RequestHead, (method, target, version, headers, size, length)))
         if length:
             self._start_body(_AT_SIZED_BODY, length)
         else:
@@ -675,11 +679,11 @@ class ResponseParser(_MessageParser):
         framing = fields or _NO_FRAMING
         is_coded = "transfer-encoding" in framing
         length = None if is_coded else _content_length(framing)
-        self._events.append(ResponseHead(status, reason, version, headers, size, length))
+        self._events.append(_new(ResponseHead, (status, reason, version, headers, size, length)))
         method = ""
         if status >= 200:
             method = self._expected.popleft() if self._expected else self._take_forgotten()
-        if length and status == 200 and method != "HEAD" and method != "CONNECT":
+        if length and status == 200 and method not in {"HEAD", "CONNECT"}:
             self._start_body(_AT_SIZED_BODY, length)
         elif status < 200 or status in (204, 304) or method == "HEAD":
             self._end_without_body()
@@ -781,42 +785,54 @@ def _read_fields(lines: list[str]) -> tuple[Headers, dict[str, str] | None]:
     fields: list[tuple[str, str]] = []
     values: dict[str, str] | None = None
     is_folded = False
-    ordinary, around = _ORDINARY_NAMES, _AROUND_VALUE
-    known_lines = _KNOWN_LINES
+    known_lines, ordinary, around = _KNOWN_LINES, _ORDINARY_NAMES, _AROUND_VALUE
     for line in lines:
-        known = known_lines.get(line)
-        if known is not None:
-            fields.append(known)
-            continue
-        name, colon, value = line.partition(":")
-        if name in ordinary and colon:
-            field = (name, value.strip(around))
-            fields.append(field)
-            if name in _REPEATED_NAMES and len(line) <= _MAX_KNOWN_LINE_SIZE:
-                if len(known_lines) >= _MAX_KNOWN_LINES:
-                    known_lines.clear()
-                known_lines[line] = field
-        elif name in _FRAMING_FIELDS and colon:
-            value = value.strip(around)
-            fields.append((name, value))
-            values = _add_value(values, _FRAMING_FIELDS[name], value)
-        elif line[0] in " \t":  # obs-fold: RFC 9112, section 5.2
-            if not fields:
-                raise ParseError("first header line is folded")
-            is_folded = True
-            name, value = fields[-1]
-            fields[-1] = (name, f"{value} {line.strip(around)}".strip(" "))
-        else:
-            name, value = _checked_name(name, colon), value.strip(around)
-            fields.append((name, value))
-            if name.lower() in _FRAMING_FIELDS:
-                values = _add_value(values, name.lower(), value)
+        field = known_lines.get(line)
+        if field is None:
+            name, colon, value = line.partition(":")
+            if name in ordinary and colon:
+                field = (name, value.strip(around))
+                if name in _REPEATED_NAMES:
+                    _remember_line(line, field)
+            elif name in _FRAMING_FIELDS and colon:
+                field = (name, value.strip(around))
+                values = _add_value(values, _FRAMING_FIELDS[name], field[1])
+            elif line[0] in " \t":  # obs-fold: RFC 9112, section 5.2
+                _unfold(fields, line)
+                is_folded = True
+                continue
+            else:
+                field = (_checked_name(name, colon), value.strip(around))
+                if field[0].lower() in _FRAMING_FIELDS:
+                    values = _add_value(values, field[0].lower(), field[1])
+        fields.append(field)
     if values is not None and is_folded:  # one of them may be longer than it was
-        values = None
-        for name, value in fields:
-            if name.lower() in _FRAMING_FIELDS:
-                values = _add_value(values, name.lower(), value)
+        values = _framing_of(fields)
     return tuple(fields), values
+
+
+def _remember_line(line: str, field: tuple[str, str]) -> None:
+    if len(line) <= _MAX_KNOWN_LINE_SIZE:
+        if len(_KNOWN_LINES) >= _MAX_KNOWN_LINES:
+            _KNOWN_LINES.clear()
+        _KNOWN_LINES[line] = field
+
+
+def _unfold(fields: list[tuple[str, str]], line: str) -> None:
+    """Add a continuation line to the last of ``fields``."""
+    if not fields:
+        raise ParseError("first header line is folded")
+    name, value = fields[-1]
+    fields[-1] = (name, f"{value} {line.strip(_AROUND_VALUE)}".strip(" "))
+
+
+def _framing_of(fields: list[tuple[str, str]]) -> dict[str, str] | None:
+    """Return the values of those fields that frame messages, by name in lower case."""
+    values: dict[str, str] | None = None
+    for name, value in fields:
+        if name.lower() in _FRAMING_FIELDS:
+            values = _add_value(values, name.lower(), value)
+    return values
 
 
 def _add_value(values: dict[str, str] | None, name: str, value: str) -> dict[str, str]:

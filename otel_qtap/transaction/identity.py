@@ -26,6 +26,8 @@ class IdGenerator:
         self._next = int.from_bytes(random[5:8], "big")
         self._seconds = -1
         self._prefix = ""
+        self._stem = -1
+        self._stem_text = ""
 
     def new(self, epoch_ns: int) -> str:
         """Return a new id for something that began at ``epoch_ns``."""
@@ -34,12 +36,21 @@ class IdGenerator:
             self._start_second(seconds)
         number = self._next
         self._next = (number + 1) & 0xFFFFFF
-        # The prefix ends within its 15th digit: two bits of the last random byte, the
-        # counter and four zero bits make the six digits that are left.
-        rest = ((self._origin[4] & 3) << 24 | number) << 4
-        return self._prefix + _PAIRS[rest >> 20] + _PAIRS[rest >> 10 & 1023] + _PAIRS[rest & 1023]
+        # The last two digits are six bits of the counter and four zero bits; what stands
+        # before them is the same for 64 ids in a row.
+        if number >> 6 != self._stem:
+            self._start_stem(number >> 6)
+        return self._stem_text + _PAIRS[(number & 63) << 4]
 
     def _start_second(self, seconds: int) -> None:
         self._seconds = seconds
         bits = int.from_bytes((seconds & 0xFFFFFFFF).to_bytes(4, "big") + self._origin, "big") >> 2
         self._prefix = "".join(_PAIRS[bits >> shift & 1023] for shift in range(60, -1, -10))
+        self._stem = -1
+
+    def _start_stem(self, stem: int) -> None:
+        self._stem = stem
+        # The prefix ends within its 15th digit: two bits of the last random byte and what
+        # is left of the counter make four digits.
+        digits = (self._origin[4] & 3) << 18 | stem
+        self._stem_text = self._prefix + _PAIRS[digits >> 10] + _PAIRS[digits & 1023]
