@@ -8,6 +8,7 @@ destination does may end the process.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -101,17 +102,21 @@ def kernel_settings(config: Config, http_buffer_bytes: int) -> KernelSettings:
 
 class Pace:
     """
-    How the tap keeps up with the ring: when to sleep, and when to hurry.
+    How the tap keeps up with the ring: when to sleep, when to give way, when to hurry.
 
-    A machine whose processors are all busy gives every thread its share, and the tap's
-    may be too small to empty the ring in time. Rather than lose events it then asks for
-    a larger share (a nice value of -5, three times the weight) until the ring is nearly
-    empty again. It never takes more than the one processor a thread can use, and on a
-    machine with an idle processor it changes nothing.
+    As a rule it gives way: a batch thread (``SCHED_BATCH``, sched(7)) does not push a
+    running thread aside when its timer fires, so HAProxy's slowest requests do not wait
+    for it, and the ring keeps what comes meanwhile.
+
+    On a machine whose processors are all busy its share may be too small to empty the
+    ring in time. Rather than lose events it then hurries: it competes like any thread,
+    with a nice value of -5 (three times the weight), until the ring is nearly empty. It
+    never takes more than the one processor a thread can use, and where one is idle it
+    changes nothing.
     """
 
     BEHIND_ABOVE = 0.03
-    HURRY_ABOVE = 0.25
+    HURRY_ABOVE = 0.125
     RELAX_BELOW = 0.03
     HURRIED_NICE = -5
 
@@ -145,15 +150,22 @@ class Pace:
         if pending_bytes < _BUSY_BYTES:
             time.sleep(self._sleep_s)
 
+    def give_way(self) -> None:
+        """Take the tap's usual place among the threads of the machine; called by the tap."""
+        with contextlib.suppress(OSError):  # a sandbox may forbid it; then without
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
     def _set_hurried(self, *, hurried: bool) -> None:
         thread = threading.get_native_id()  # on Linux a nice value belongs to a thread
         try:
             if hurried:
                 self._normal_nice = os.getpriority(os.PRIO_PROCESS, thread)
+                os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
                 nice = min(self._normal_nice, self.HURRIED_NICE)
+                os.setpriority(os.PRIO_PROCESS, thread, nice)
             else:
-                nice = self._normal_nice
-            os.setpriority(os.PRIO_PROCESS, thread, nice)
+                os.setpriority(os.PRIO_PROCESS, thread, self._normal_nice)
+                self.give_way()
         except PermissionError:  # no CAP_SYS_NICE: then without
             self._may_hurry = False
             return
@@ -219,6 +231,7 @@ class _Tap:
         gc.freeze()  # what start-up made stays for good; never look at it again
         gc.set_threshold(50_000, 20, 50)
         pace = Pace(self.options.ring_bytes, self.counters, may_hurry=self.options.may_hurry)
+        pace.give_way()
         if self.tap_first is not None:
             pace.tap_first = self.tap_first
         next_housekeeping_s = 0.0

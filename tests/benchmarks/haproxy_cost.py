@@ -26,6 +26,7 @@ requests, since HAProxy has a client's and a server's side of each.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -165,7 +166,11 @@ class Agent:
     def cpu_time_ns(self) -> int:
         """Return the CPU time of all its threads so far."""
         tasks = Path(f"/proc/{self._program.pid}/task").iterdir()
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+        total = 0
+        for task in tasks:
+            with contextlib.suppress(FileNotFoundError):  # a thread that has ended since
+                total += int((task / "schedstat").read_text().split()[0])
+        return total
 
     def memory(self) -> Memory:
         """Return what it occupies."""
