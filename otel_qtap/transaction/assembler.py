@@ -6,7 +6,14 @@ section 9.3.2), so a queue would do if nothing were ever lost. What this module 
 care about loss: once bytes are missing where messages begin or end, nobody knows how
 many messages they held, and pairing the next response with the next request would be a
 guess. Then requests are let go as ``Ending.LOST`` until the talk is in step again:
-nothing is unanswered, and the next request begins a turn of the conversation.
+nothing is unanswered, and the next request begins a turn of the conversation. Its answer
+counts only if nothing of the responses is missing since, because what is missing may as
+well have been the answer, and the one that came belong to a request that was lost too.
+
+That holds for clients that wait for an answer before they ask again, as nearly all do. A
+connection on which one was seen not to wait never comes into step again after a loss. The
+one case that nothing can tell: a client that always keeps a request in flight, and of
+which all was lost that showed it.
 """
 
 from __future__ import annotations
@@ -175,6 +182,7 @@ class Conversation:
         "_assembler",
         "_closer",
         "_current",
+        "_expects_gap",
         "_failure",
         "_first_request_ns",
         "_first_response_ns",
@@ -184,8 +192,10 @@ class Conversation:
         "_index",
         "_is_tunnel",
         "_is_turn",
+        "_just_answered",
         "_last_data_ns",
         "_late_request",
+        "_misses_request",
         "_pending",
         "_process_id",
         "_request_flow",
@@ -219,7 +229,15 @@ class Conversation:
         self._late_request: Exchange | None = None
         """An exchange with a complete response and a request that is still coming."""
         self._in_order = not late
+        """Whether every response from here on answers the next of the requests that wait."""
         self._has_pipelined = False
+        """Whether the client was seen not to wait for an answer."""
+        self._misses_request = False
+        """The bytes lost last of the requests began one."""
+        self._expects_gap = False
+        """What the requests showed means that responses were lost, or else pipelining."""
+        self._just_answered = False
+        """No byte was sent to the server, as far as seen, since it completed an answer."""
         self._in_interim = False
         self._is_tunnel = False
         self._is_turn = False
@@ -254,6 +272,11 @@ class Conversation:
             responses = self._responses
             if responses.is_idle:
                 self._first_response_ns = now
+            if turned:
+                self._just_answered = False
+            if self._expects_gap:  # nothing was lost, so the client did not wait
+                self._expects_gap = False
+                self._has_pipelined = True
             for item in responses.read(data):
                 self._on_response_event(item, now)
 
@@ -271,13 +294,15 @@ class Conversation:
                 self._in_order = False
                 if not was_idle and self._current is None:
                     self._assembler.cut_requests.value += 1
+                self._misses_request = was_idle
         else:
             responses = self._responses
             was_lost = responses.is_lost
+            self._expects_gap = self._just_answered = False
             responses.gap(size)
             for item in responses.read(b""):
                 self._on_response_event(item, timestamp_ns, loss=True)
-            if responses.is_lost and not was_lost:
+            if responses.is_lost and (self._pending or not was_lost):
                 self._lose_track(Ending.LOST, timestamp_ns)
 
     def stream_step(self, event: CloseEvent) -> None:
@@ -309,17 +334,10 @@ class Conversation:
         if kind is RequestHead:
             self._on_request_head(event, now)  # type: ignore[arg-type]
         elif kind is MessageEnd:
-            current = self._current
             self._first_request_ns = now  # of the next one, if it begins in the same bytes
             self._is_turn = False
-            if current is not None:
-                current.end_request(event, now)  # type: ignore[arg-type]
-                self._current = None
-                if current is self._late_request:
-                    self._late_request = None
-                    self._emit(current, Ending.COMPLETE, now)
-                elif not current.in_order:
-                    self._emit(current, Ending.LOST, now)
+            if self._current is not None:
+                self._on_request_end(event, self._current, now)  # type: ignore[arg-type]
         elif kind is BodyData:
             if self._current is not None:
                 self._current.add_request_body(
@@ -327,26 +345,22 @@ class Conversation:
                     self._assembler.limits.body_bytes,
                     self._assembler.budget,
                 )
-        elif isinstance(event, ProxyHeader):
-            if event.source_address:
-                self.proxied_source = Peer(event.source_address, event.source_port)
-        elif isinstance(event, ParseError):
+        elif kind is ProxyHeader:
+            self._on_proxy_header(event)  # type: ignore[arg-type]
+        else:
             self._assembler.parse_errors.value += 1
             self._in_order = False
             self._current = None
 
     def _on_request_head(self, head: RequestHead, now: int) -> None:
         pending = self._pending
-        turned = self._is_turn
-        if turned and len(pending) == 1 and pending[0].is_untouched:
-            # Bytes went the other way since the last request, and none of them was seen:
-            # its answer is lost. What is missing of the flow shows only later.
-            self._responses = ResponseParser(joined_late=True)
-            self._finish(pending.popleft(), Ending.LOST, now)
-        if pending or not turned:
-            self._has_pipelined = self._has_pipelined or bool(pending) or self._index > 0
-        if not self._in_order and not pending and turned and not self._has_pipelined:
-            self._in_order = True
+        if self._is_turn:
+            if pending:
+                self._expects_gap = True
+            elif not self._in_order:
+                self._try_to_step_in()
+        elif pending and self._in_order:
+            self._has_pipelined = True
         exchange = Exchange(
             self._index, head, self._first_request_ns, now, self._process_id, self._thread_id,
             in_order=self._in_order,
@@ -356,10 +370,36 @@ class Conversation:
         if self._in_order:
             if len(pending) >= self._assembler.limits.pipelined:
                 self._lose_track(Ending.UNFINISHED, now)
-                exchange.in_order = False
                 return
             self._responses.expect(head.method)
             pending.append(exchange)
+
+    def _on_request_end(self, event: MessageEnd, current: Exchange, now: int) -> None:
+        current.end_request(event, now)
+        self._current = None
+        if current is self._late_request:
+            self._late_request = None
+            self._emit(current, Ending.COMPLETE, now)
+        elif not current.in_order:
+            self._emit(current, Ending.LOST, now)
+
+    def _on_proxy_header(self, header: ProxyHeader) -> None:
+        if header.source_address:
+            self.proxied_source = Peer(header.source_address, header.source_port)
+
+    def _try_to_step_in(self) -> None:
+        """Begin anew with a request that begins a turn while none waits for its answer."""
+        if self._misses_request and self._just_answered:
+            # A client that waits has the answer to the request that was lost, so that is
+            # missing too.
+            self._expects_gap = True
+        if self._has_pipelined or self._expects_gap:
+            return
+        self._in_order = True
+        if not self._responses.is_idle:
+            # The client has its answer, so the parser is mistaken about its end: it may be
+            # one to a HEAD request that was lost.
+            self._responses = ResponseParser(joined_late=True)
 
     # Responses ------------------------------------------------------------------------
 
@@ -396,6 +436,8 @@ class Conversation:
         if exchange is None:
             if not head.is_interim:
                 self._assembler.orphans.value += 1
+                if self._just_answered:  # two answers in a row, so two requests in a row
+                    self._has_pipelined = True
         elif head.is_interim:
             exchange.interim_statuses = (*exchange.interim_statuses[-7:], head.status)
         else:
@@ -407,7 +449,8 @@ class Conversation:
         self, event: MessageEnd, exchange: Exchange, now: int, *, loss: bool, closed: bool
     ) -> None:
         if event.ending is MessageEnding.COMPLETE:
-            ending = Ending.COMPLETE
+            ending = _COMPLETE
+            self._just_answered = True
         elif event.ending is MessageEnding.CLOSED:
             ending = self._failure or Ending.COMPLETE
         elif event.ending is MessageEnding.LOST:
@@ -460,9 +503,9 @@ class Conversation:
         """Let all unanswered requests go; nobody knows which response comes next."""
         self._finish_all(ending, now)
         self._in_order = False
+        self._just_answered = False
         self._in_interim = False
-        if not self._responses.is_lost:
-            self._responses = ResponseParser(joined_late=True)
+        self._responses = ResponseParser(joined_late=True)
 
     def _finish_all(self, ending: Ending, now: int) -> None:
         late, self._late_request = self._late_request, None

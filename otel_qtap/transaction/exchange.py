@@ -8,10 +8,12 @@ What is known so far, in a form that grows; ``Assembler`` turns it into a
 from __future__ import annotations
 
 from otel_qtap.counters import Counter
-from otel_qtap.protocol.events import BodyData, MessageEnd, RequestHead, ResponseHead
+from otel_qtap.protocol.events import BodyData, MessageEnd, MessageEnding, RequestHead, ResponseHead
 from otel_qtap.transaction.model import Body, Request, Response
 
 __all__ = ["BodyBuffer", "Exchange", "MemoryBudget"]
+
+_COMPLETE = MessageEnding.COMPLETE  # looking up a member takes longer than comparing with it
 
 
 class MemoryBudget:
@@ -131,11 +133,6 @@ class Exchange:
         self.response_trailers: tuple[tuple[str, str], ...] = ()
         self.interim_statuses: tuple[int, ...] = ()
 
-    @property
-    def is_untouched(self) -> bool:
-        """Whether nothing of an answer, not even an interim one, has been seen."""
-        return self.response is None and not self.interim_statuses
-
     def add_request_body(self, event: BodyData, limit: int, budget: MemoryBudget) -> None:
         """Take a piece of the request's body."""
         if self.request_body is None:
@@ -149,16 +146,18 @@ class Exchange:
         self.response_body.add(event, limit, budget)
 
     def end_request(self, event: MessageEnd, timestamp_ns: int) -> None:
-        """The request is over."""
+        """The request is over, or nothing more of it will be seen."""
         self.is_request_over = True
-        self.request_end_ns = timestamp_ns
+        if event.ending is _COMPLETE:
+            self.request_end_ns = timestamp_ns
         self.request_trailers = event.trailers
         if self.request_body is not None:
             self.request_body.wire_size = event.wire_body_size
 
     def end_response(self, event: MessageEnd, timestamp_ns: int) -> None:
-        """The response is over."""
-        self.response_end_ns = timestamp_ns
+        """The response is over, or nothing more of it will be seen."""
+        if event.ending is _COMPLETE or event.ending is MessageEnding.CLOSED:
+            self.response_end_ns = timestamp_ns
         self.response_trailers = event.trailers
         if self.response_body is not None:
             self.response_body.wire_size = event.wire_body_size

@@ -220,6 +220,15 @@ def test_a_forked_process_gone_before_it_was_asked_resembles_its_parent(proc, ta
     assert (worker.executable, worker.container_id) == ("/usr/sbin/haproxy", CONTAINER)
 
 
+def test_a_grandchild_resembles_a_program_that_nobody_has_asked_about(table) -> None:
+    """A server that forks for each connection: parent and child are known from events alone."""
+    table.consume(event(ProcessStep.EXECUTED, 42, executable="/usr/sbin/prefork"))
+    table.consume(event(ProcessStep.FORKED, 43, parent=42))
+    table.consume(event(ProcessStep.FORKED, 44, parent=43))
+
+    assert table.get(44) == Process(pid=44, executable="/usr/sbin/prefork")
+
+
 @pytest.mark.parametrize("step", [ProcessStep.EXECUTED, ProcessStep.FORKED])
 def test_a_new_program_or_process_is_asked_anew(step, proc, table) -> None:
     """What was known belongs to the program or to the process before it."""
