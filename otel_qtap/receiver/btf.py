@@ -26,6 +26,9 @@ _TRAILING_FIXED = {1: 4, 3: 12, 14: 4, 17: 4}  # INT, ARRAY, VAR, DECL_TAG
 _TRAILING_EACH = {_STRUCT: 12, _UNION: 12, 6: 8, 13: 8, 15: 12, 19: 12}  # …, ENUM, FUNC_PROTO, …
 _TRANSPARENT = {8, 9, 10, 11, 18}  # TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG
 
+_BROKEN = (struct.error, IndexError, ValueError, RecursionError)  # what wrong places lead to
+_BROKEN_MESSAGE = "the type information of the kernel is broken"
+
 
 class BtfError(Exception):
     """The kernel's type information is missing, broken, or lacks what was asked for."""
@@ -53,7 +56,10 @@ class KernelTypes:
         self._strings_end = self._strings + str_size
         self._places: list[int] = [0]  # of the type with that number; 0 is void
         self._structs: dict[bytes, int] = {}
-        self._index(header_size + type_offset, header_size + type_offset + type_size)
+        try:
+            self._index(header_size + type_offset, header_size + type_offset + type_size)
+        except _BROKEN:
+            raise BtfError(_BROKEN_MESSAGE) from None
 
     @classmethod
     def of_running_kernel(cls, path: Path = BTF_PATH) -> KernelTypes:
@@ -80,7 +86,10 @@ class KernelTypes:
             raise BtfError(f"this kernel has no struct {name}")
         total = 0
         for field in fields:
-            found = self._find(number, field.encode()) if number else None
+            try:
+                found = self._find(number, field.encode()) if number else None
+            except _BROKEN:
+                raise BtfError(_BROKEN_MESSAGE) from None
             if found is None:
                 raise BtfError(f"this kernel's struct {name} has no field {'.'.join(fields)}")
             bits, number = found
@@ -123,7 +132,9 @@ class KernelTypes:
         return None
 
     def _resolve(self, number: int) -> int:
-        while number:
+        for _ in self._places:  # no more steps than there are types, lest they go in a circle
+            if not number:
+                break
             _, info, target = _TYPE.unpack_from(self._data, self._places[number])
             if (info >> 24) & 0x1F not in _TRANSPARENT:
                 return number

@@ -16,10 +16,12 @@ by its owner alone. A file without its end (a killed agent) is read as far as it
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import platform
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -99,8 +101,9 @@ class RecordingWriter:
     def _start(self) -> gzip.GzipFile:
         """Replace what the file held, and write the header."""
         descriptor = self._file.fileno()
-        os.fchmod(descriptor, 0o600)
-        os.ftruncate(descriptor, 0)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # never change a device or a pipe
+            os.fchmod(descriptor, 0o600)
+            os.ftruncate(descriptor, 0)
         stream = gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=self._file)
         header = {
             "format": FORMAT,
@@ -144,6 +147,7 @@ class RecordingWriter:
             self._stream.close()
             self._file.close()
         except OSError as error:
+            self._abandon()
             raise RecordingError(
                 f"cannot finish the recording {self.path}: {error.strerror}"
             ) from None
@@ -166,9 +170,17 @@ class RecordingWriter:
                 self._unflushed = 0
                 self._stream.flush(zlib.Z_SYNC_FLUSH)
         except OSError as error:
+            self._abandon()
             raise RecordingError(
                 f"cannot write the recording {self.path}: {error.strerror}"
             ) from None
+
+    def _abandon(self) -> None:
+        """Let go of a file that refuses to be written."""
+        for stream in (self._stream, self._file):
+            with contextlib.suppress(OSError, ValueError):
+                if stream is not None:
+                    stream.close()
 
 
 class Recording:
@@ -188,7 +200,11 @@ class Recording:
             raise RecordingError(f"cannot read the recording {path}: {reason}") from None
         except (ValueError, EOFError, zlib.error):
             header = None
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
+        if (
+            not isinstance(header, dict)
+            or header.get("format") != FORMAT
+            or not isinstance(header.get("epoch_offset_ns"), int)
+        ):
             raise RecordingError(f"{path} is not a recording made by otel-qtap record")
         found = (header.get("version"), header.get("wire_version"))
         if found != (FORMAT_VERSION, WIRE_VERSION):
@@ -198,7 +214,7 @@ class Recording:
                 f"{FORMAT_VERSION}.{WIRE_VERSION}"
             )
         self.header: dict[str, Any] = header
-        self.epoch_offset_ns = int(header["epoch_offset_ns"])
+        self.epoch_offset_ns: int = header["epoch_offset_ns"]
 
     def __iter__(self) -> Iterator[bytes | RecordedProcess | AddressName | LostEvent]:
         while True:
@@ -215,8 +231,8 @@ class Recording:
             if len(payload) < size:
                 return
             if kind == b"E":
+                self.stop_reason = self._decode_end(payload)
                 self.is_complete = True
-                self.stop_reason = str(json.loads(payload).get("reason", ""))
                 return
             if kind == b"R":
                 yield payload
@@ -226,6 +242,15 @@ class Recording:
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+
+    def _decode_end(self, payload: bytes) -> str:
+        try:
+            return str(json.loads(payload)["reason"])
+        except (ValueError, KeyError, TypeError):
+            raise self._damage() from None
+
+    def _damage(self) -> RecordingError:
+        return RecordingError(f"{self.path} is damaged: a frame that cannot be read")
 
     def _decode(self, kind: bytes, payload: bytes) -> RecordedProcess | AddressName | LostEvent:
         try:
@@ -242,7 +267,7 @@ class Recording:
                 return LostEvent(**content)
         except (ValueError, KeyError, TypeError):
             pass
-        raise RecordingError(f"{self.path} is damaged: a frame that cannot be read")
+        raise self._damage()
 
 
 def _tuples(content: dict[str, Any]) -> dict[str, Any]:
