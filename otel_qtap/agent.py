@@ -235,7 +235,6 @@ class _Tap:
         if self.tap_first is not None:
             pace.tap_first = self.tap_first
         next_housekeeping_s = 0.0
-        self.is_ready = True
         while not self._is_stopping:
             worked = False
             for record in self.receiver.drain():
@@ -300,6 +299,7 @@ class Agent(_Tap):
             "Events that a defect of the agent kept from being processed",
         )  # fmt: skip
         self.exclude_filtered_processes(self._pipeline.excludes)
+        self.is_ready = True  # attached: what happens from now on waits in the ring
 
     def run(self) -> bool:
         """Capture until told to stop; returns whether everything captured was delivered."""

@@ -104,12 +104,14 @@ class ProcessTable:
             if process is not None:  # its last data may still be on the way
                 self._end(process)
             return
-        parent: Process | None = None
+        origin: _Origin | None = None
         if event.step is ProcessStep.FORKED:
             parent = self.snapshot(event.parent_id)
+            # A parent that nobody has asked about may be known from events of its own.
+            origin = _Origin("", parent) if parent else self._origins.get(event.parent_id)
         self._running.pop(pid, None)
         self._exited.pop(pid, None)
-        self._origins[pid] = _Origin(event.executable[:MAX_ARGUMENTS_SIZE], parent)
+        self._origins[pid] = origin or _Origin(event.executable[:MAX_ARGUMENTS_SIZE], None)
         self._origins.move_to_end(pid)
         _shrink(self._origins, self._capacity)
 
