@@ -160,9 +160,9 @@ class Pace:
         try:
             if hurried:
                 self._normal_nice = os.getpriority(os.PRIO_PROCESS, thread)
-                os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
                 nice = min(self._normal_nice, self.HURRIED_NICE)
-                os.setpriority(os.PRIO_PROCESS, thread, nice)
+                os.setpriority(os.PRIO_PROCESS, thread, nice)  # first: it may be refused
+                os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
             else:
                 os.setpriority(os.PRIO_PROCESS, thread, self._normal_nice)
                 self.give_way()

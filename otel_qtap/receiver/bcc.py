@@ -25,7 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BCC_DIRECTORIES", "MISSING_BCC", "main"]
+__all__ = ["BCC_DIRECTORIES", "MISSING_BCC", "main", "receive_message", "send_message"]
 
 BCC_DIRECTORIES = ("/usr/lib/python3/dist-packages", "/usr/lib/python3/site-packages")
 MISSING_BCC = (
@@ -58,7 +58,7 @@ def import_bcc() -> Any:
 def main() -> int:
     """Serve one load request on the socket whose descriptor is the first argument."""
     channel = socket.socket(fileno=int(sys.argv[1]))
-    request = json.loads(_receive_all(channel))
+    request = receive_message(channel)
     with tempfile.TemporaryFile() as log:
         # libbcc and clang print to the process's standard error; keep that for the message.
         os.dup2(log.fileno(), 2)
@@ -67,9 +67,9 @@ def main() -> int:
         except Exception as error:  # whatever goes wrong must reach the agent as text
             log.seek(0)
             detail = log.read().decode(errors="replace")
-            _send(channel, {"error": str(error), "detail": detail[-4000:]})
+            send_message(channel, {"error": str(error), "detail": detail[-4000:]})
             return 1
-        _send(channel, {"names": names})
+        send_message(channel, {"names": names})
         for start in range(0, len(descriptors), _BATCH):
             socket.send_fds(channel, [b"\0"], descriptors[start : start + _BATCH])
         channel.recv(1)  # the agent has them
@@ -131,9 +131,17 @@ def _see_tracing_files() -> None:
         )
 
 
-def _receive_all(channel: socket.socket) -> bytes:
+def send_message(channel: socket.socket, message: dict[str, Any]) -> None:
+    """Send one message of the talk between agent and loader: its length, then JSON."""
+    data = json.dumps(message).encode()
+    channel.sendall(len(data).to_bytes(4, "little") + data)
+
+
+def receive_message(channel: socket.socket) -> dict[str, Any]:
+    """Receive one message; raises ``EOFError`` when the other side has gone away."""
     size = int.from_bytes(_receive(channel, 4), "little")
-    return _receive(channel, size)
+    message: dict[str, Any] = json.loads(_receive(channel, size))
+    return message
 
 
 def _receive(channel: socket.socket, size: int) -> bytes:
@@ -141,14 +149,9 @@ def _receive(channel: socket.socket, size: int) -> bytes:
     while len(data) < size:
         piece = channel.recv(size - len(data))
         if not piece:
-            raise EOFError("the agent has gone away")
+            raise EOFError("the other side has gone away")
         data += piece
     return data
-
-
-def _send(channel: socket.socket, message: dict[str, Any]) -> None:
-    data = json.dumps(message).encode()
-    channel.sendall(len(data).to_bytes(4, "little") + data)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ that says what is missing and what to do.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import platform
 import re
@@ -18,6 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from otel_qtap.receiver.bcc import receive_message, send_message
 from otel_qtap.receiver.btf import BtfError, KernelTypes
 from otel_qtap.receiver.programs import LoadRequest, MachineError, Rung, load_request
 
@@ -137,18 +137,17 @@ def _run_loader(request: LoadRequest) -> tuple[list[str], list[int]]:
 
 
 def _converse(channel: socket.socket, request: LoadRequest) -> tuple[list[str], list[int]]:
-    body = json.dumps(
+    send_message(
+        channel,
         {
             "source": request.source,
             "flags": request.flags,
             "include_directory": request.include_directory,
             "hooks": [[hook.function, hook.tracepoint] for hook in request.hooks],
             "maps": request.maps,
-        }
-    ).encode()
-    channel.sendall(len(body).to_bytes(4, "little") + body)
-    size = int.from_bytes(_receive(channel, 4), "little")
-    answer = json.loads(_receive(channel, size))
+        },
+    )
+    answer = receive_message(channel)
     if "error" in answer:
         raise MachineError(_explain(answer["error"], answer["detail"]))
     names: list[str] = answer["names"]
@@ -162,16 +161,6 @@ def _converse(channel: socket.socket, request: LoadRequest) -> tuple[list[str], 
         os.set_inheritable(descriptor, False)
     channel.sendall(b"\0")
     return names, descriptors
-
-
-def _receive(channel: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = channel.recv(size - len(data))
-        if not piece:
-            raise EOFError
-        data += piece
-    return data
 
 
 def _explain(error: str, detail: str) -> str:

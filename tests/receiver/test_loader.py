@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import socket
 import threading
@@ -210,7 +209,7 @@ def converse() -> Iterator[Callable[..., Any]]:
 
 
 def _take(channel: socket.socket) -> dict[str, Any]:
-    request: dict[str, Any] = json.loads(bcc._receive_all(channel))
+    request: dict[str, Any] = bcc.receive_message(channel)
     return request
 
 
@@ -222,7 +221,7 @@ def test_the_descriptors_come_with_their_names(converse) -> None:
 
     def serve(channel: socket.socket) -> None:
         seen.append(_take(channel))
-        bcc._send(channel, {"names": names})
+        bcc.send_message(channel, {"names": names})
         with Path("/dev/null").open("rb") as null:
             for start in (0, 64):
                 count = len(names[start : start + 64])
@@ -277,7 +276,7 @@ def test_what_the_loader_could_not_do_is_explained(converse, error, detail, mess
 
     def serve(channel: socket.socket) -> None:
         _take(channel)
-        bcc._send(channel, {"error": error, "detail": detail})
+        bcc.send_message(channel, {"error": error, "detail": detail})
 
     with pytest.raises(MachineError, match=rf"(?s){message}") as caught:
         converse(serve)
