@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from yaml import MarkedYAMLError
 
 from otel_qtap.config.messages import (
     ConfigError,
     Problem,
     Severity,
-    describe,
     did_you_mean,
     dotted,
+    syntax_text,
 )
-from otel_qtap.config.model import Config
 
 SHAPES = [
     pytest.param(Problem("q.yaml", 3, "tap.http", "is odd"), "q.yaml:3: tap.http: is odd"),
@@ -31,10 +30,13 @@ def test_a_problem_is_one_line(problem, line) -> None:
 def test_the_text_of_an_error_is_all_its_problems() -> None:
     """Warnings among them are marked: they alone would not stop the start."""
     error = ConfigError(
-        [Problem("q", 1, "a", "is wrong"), Problem("q", 2, "b", "is idle", Severity.WARNING)]
+        [
+            Problem("q", 1, "a", "is wrong", excerpt="rule\n  ^"),
+            Problem("q", 2, "b", "is idle", Severity.WARNING),
+        ]
     )
 
-    assert str(error) == "q:1: a: is wrong\nq:2: b: is idle (warning)"
+    assert str(error) == "q:1: a: is wrong\n    rule\n      ^\nq:2: b: is idle (warning)"
 
 
 def test_near_matches_ignore_case_and_keep_the_right_spelling() -> None:
@@ -50,19 +52,6 @@ def test_keys_cannot_break_the_line_or_the_terminal() -> None:
     assert len(dotted(("x" * 500,))) == 60
 
 
-def _paths(data: object, root: type[BaseModel] = Config) -> list[str]:
-    try:
-        root.model_validate(data)
-    except ValidationError as error:
-        return [dotted(describe(details, root)[0]) for details in error.errors()]
-    return []
-
-
-def test_a_path_names_keys_of_the_file_only() -> None:
-    """The member of a union that pydantic chose by ``type`` is no key, even if one is called so."""
-    assert _paths(
-        {"services": {"event_stores": [{"type": "otel", "otel": "x", "tls": {"enabled": "q"}}]}}
-    ) == ["services.event_stores.0.tls.enabled", "services.event_stores.0.otel"]
-    assert _paths(
-        {"stacks": {"http_capture": {"plugins": [{"type": "http_capture", "x": 1}]}}}
-    ) == ["stacks.http_capture.plugins.0.x"]
+def test_a_syntax_error_without_a_place_is_told_all_the_same() -> None:
+    """The parser always has one so far; it need not."""
+    assert syntax_text(MarkedYAMLError(problem="is odd"), "a: b") == (0, "not valid YAML: is odd")

@@ -1,4 +1,4 @@
-"""What the values of a Qtap file mean to the rest of the agent."""
+"""What the parts of a Qtap file mean to the rest of the agent."""
 
 from __future__ import annotations
 
@@ -6,20 +6,13 @@ import pytest
 from pydantic import ValidationError
 
 from otel_qtap.config.capture import CaptureLevel
-from otel_qtap.config.model import (
-    Config,
-    FiltersConfig,
-    HttpCaptureConfig,
-    OtelProtocol,
-    OtelStore,
-    Signal,
-    ValueSource,
-)
+from otel_qtap.config.model import Config, HttpCaptureConfig, S3Store, StdoutStore
+from otel_qtap.rules import RuleError
 
 
-def make_config(*plugins, stack="web"):
+def make_config(*plugins, stack="web", **tap):
     return Config.model_validate(
-        {"stacks": {"web": {"plugins": plugins}}, "tap": {"http": {"stack": stack}}}
+        {"stacks": {"web": {"plugins": plugins}}, "tap": {"http": {"stack": stack}, **tap}}
     )
 
 
@@ -44,7 +37,19 @@ LEVELS = [
         CaptureLevel.HEADERS,
         id="access-logs-count",
     ),
-    pytest.param([{"type": "report_usage"}], CaptureLevel.NONE, id="inactive-plugin"),
+    pytest.param([{"type": "report_usage"}], CaptureLevel.SUMMARY, id="heads-are-enough"),
+    pytest.param([{"type": "detect_errors"}], CaptureLevel.NONE, id="no-rules"),
+    pytest.param(
+        [{"type": "detect_errors", "config": {"rules": [{"triggerStatusCodes": ["5xx"]}]}}],
+        CaptureLevel.HEADERS,
+        id="rules-about-heads",
+    ),
+    pytest.param(
+        [{"type": "detect_errors", "config": {"rules": [{"triggerContains": "panic"}]}}],
+        CaptureLevel.FULL,
+        id="rules-about-content",
+    ),
+    pytest.param([{"type": "llm"}], CaptureLevel.NONE, id="inactive-plugin"),
 ]
 
 
@@ -61,93 +66,62 @@ def test_no_stack_means_no_processing(name) -> None:
 
     assert config.http_stack() is None
     assert config.highest_capture_level() is CaptureLevel.NONE
+    assert list(config.stacks_in_use()) == []
 
 
-HAPROXY = "/usr/local/sbin/haproxy"
-MATCHES = [
-    pytest.param("exact", "/USR/local/sbin/haproxy", True, id="exact-ignores-case"),
-    pytest.param("exact", "haproxy", False, id="exact-is-the-whole-path"),
-    pytest.param("prefix", "/usr/local/", True, id="prefix"),
-    pytest.param("prefix", "local", False, id="prefix-not-inside"),
-    pytest.param("suffix", "/HAProxy", True, id="suffix"),
-    pytest.param("contains", "local/S", True, id="contains"),
-    pytest.param("regex", "^/usr/.*/ha[a-z]+$", True, id="regex"),
-    pytest.param("regex", "sbin", True, id="regex-is-not-anchored"),
-    pytest.param("regex", "HAPROXY", False, id="regex-minds-case"),
-    pytest.param("regex", "(?i)HAPROXY", True, id="regex-flag"),
-    pytest.param("regex", "[[]", False, id="regex-odd-class"),
-]
+def test_an_endpoint_has_its_own_stack() -> None:
+    """By its exact name, whatever the case; what it asks for counts for the kernel side too."""
+    plugin = {"type": "http_capture", "config": {"level": "full"}}
+    endpoints = [
+        {"domain": "API.example.com", "http": {"stack": "web"}},
+        {"domain": "quiet.example.com", "http": {"stack": "none"}},
+        {"domain": "as-usual.example.com"},
+    ]
+    config = make_config(plugin, stack="none", endpoints=endpoints)
+    usual = make_config(plugin, endpoints=endpoints)
+
+    web = config.stacks["web"]
+    assert config.stack_for("api.example.com.") is web
+    assert config.stack_for("example.com") is None
+    assert usual.stack_for("quiet.example.com") is None
+    assert usual.stack_for("as-usual.example.com") is usual.stack_for("other") is not None
+    assert list(config.stacks_in_use()) == [("web", web)]
+    assert config.highest_capture_level() is CaptureLevel.FULL
 
 
-@pytest.mark.parametrize(("strategy", "exe", "excluded"), MATCHES)
-def test_a_custom_filter_excludes_by_its_strategy(strategy, exe, excluded) -> None:
-    """Qtap's strategies and their case rules."""
-    filters = FiltersConfig.model_validate({"custom": [{"exe": exe, "strategy": strategy}]})
-
-    assert filters.excludes(HAPROXY) is excluded
-
-
-def test_a_filter_without_strategy_looks_at_the_end_of_the_path() -> None:
-    """Qtap's default."""
-    filters = FiltersConfig.model_validate({"custom": [{"exe": "haproxy"}]})
-
-    assert filters.excludes(HAPROXY)
-    assert not filters.excludes("/usr/bin/haproxy-exporter")
-
-
-def test_groups_are_exact_paths() -> None:
-    """A group stands for its members and nothing that looks like them."""
-    filters = FiltersConfig(groups=("kubernetes", "container", "qpoint", "unknown"))
-
-    assert filters.excludes("/home/kubernetes/bin/kubelet")
-    assert filters.excludes("/usr/bin/dockerd")
-    assert not filters.excludes("/opt/usr/bin/dockerd")
-    assert not filters.excludes("/app/aws-k8s-agent")
-
-
-def test_the_first_custom_filter_that_matches_decides_before_any_group() -> None:
-    """Also when it leaves out less than a later one or a group would."""
-    filters = FiltersConfig.model_validate(
+def test_stores_in_use_are_those_that_are_written_to() -> None:
+    """The others are in the file and nowhere else."""
+    config = Config.model_validate(
         {
-            "groups": ["container-runtimes"],
-            "custom": [
-                {"exe": "dockerd", "only": ["dns"]},
-                {"exe": "haproxy", "only": ["tls"]},
-                {"exe": "haproxy"},
-            ],
+            "services": {
+                "event_stores": [{"type": "disabled"}, {"type": "axiom"}, {"type": "stdout"}],
+                "object_stores": [
+                    {"type": "qpoint"},
+                    {"type": "otel"},
+                    {"type": "s3", "bucket": "b"},
+                    {"type": "stdout"},
+                ],
+            }
         }
     )
 
-    assert not filters.excludes("/usr/bin/dockerd")
-    assert not filters.excludes(HAPROXY)
-    assert filters.excludes(HAPROXY, tls=True)
+    assert [type(store) for store in config.event_stores()] == [StdoutStore]
+    assert [type(store) for store in config.object_stores()] == [S3Store, StdoutStore]
 
 
-def test_an_otel_store_has_qtaps_defaults_and_our_signals() -> None:
-    """Nothing but the type is needed."""
-    store = OtelStore(type="otel")
+def test_rules_are_compiled_with_the_macros_of_the_file() -> None:
+    """And as ``rulekit.compat`` says."""
 
-    assert store.protocol is OtelProtocol.GRPC
-    assert store.signals == (Signal.TRACES, Signal.LOGS)
-    assert (store.endpoint, store.resolve_headers()) == ("", {})
+    def fields(compat, expression):
+        rulekit = {"compat": compat, "macros": [{"name": "is_a", "expr": "http.res.status >= 400"}]}
+        config = Config.model_validate({"rulekit": rulekit})
+        return config.rule_compiler().compile(expression).fields
 
-
-def test_endpoint_and_headers_come_from_the_environment() -> None:
-    """``{{NAME}}`` in the endpoint, value sources in the headers."""
-    store = OtelStore.model_validate(
-        {
-            "type": "otel",
-            "endpoint": "https://{{HOST}}:4318",
-            "headers": {"x-token": {"type": "env", "value": "TOKEN"}, "x-team": "edge"},
-        }
-    )
-    environ = {"HOST": "otlp.example", "TOKEN": "t"}
-
-    assert store.endpoint_variables() == ("HOST",)
-    assert store.resolve_endpoint(environ) == "https://otlp.example:4318"
-    assert store.resolve_headers(environ) == {"x-token": "t", "x-team": "edge"}
-    assert store.resolve_headers({}) == {"x-team": "edge"}
-    assert ValueSource(type="text", value="v").resolve({}) == "v"
+    assert fields("none", "is_a()") == {"http.res.status"}
+    mixed = "is_a() && http.req.path == '/' || is_a()"
+    assert fields("qtap", mixed) == {"http.res.status", "http.req.path"}
+    with pytest.raises(RuleError):
+        fields("none", mixed)
 
 
 def test_models_are_frozen_and_refuse_unknown_keys_without_showing_values() -> None:
