@@ -55,7 +55,7 @@ static __always_inline int is_excluded(u32 tgid)
 // Enter a socket into the table, in place of any earlier one at the same address.
 static __always_inline struct connection *add_connection(const void *sk,
                                                          const struct sock_start *start, u64 now,
-                                                         u8 phase, u8 role, u16 exclusions)
+                                                         u8 phase, u8 role, u16 changes)
 {
     u64 key = (u64)sk;
     struct connection fresh;
@@ -63,11 +63,12 @@ static __always_inline struct connection *add_connection(const void *sk,
     fresh.id = new_connection_id(now);
     fresh.remote_key = START_FIELD(u32, start, OFF_SKC_DADDR);
     fresh.remote_port = START_FIELD(u16, start, OFF_SKC_DPORT);
+    fresh.local_port = START_FIELD(u16, start, OFF_SKC_NUM);
     fresh.phase = phase;
     fresh.role = role;
     fresh.joined_late = phase == PHASE_LATE;
     fresh.last_flow = 2;
-    fresh.exclusions = exclusions - 1; // so that the first event asks
+    fresh.changes = changes - 1; // so that the first event asks
     if (connections.update(&key, &fresh) != 0) {
         count_lost(LOST_CONNECTIONS_FULL);
         return NULL;
@@ -79,6 +80,13 @@ static __always_inline void ignore_connection(struct connection *c, const struct
 {
     c->phase = PHASE_IGNORED;
     c->generation = settings->generation;
+}
+
+// Whether the settings in force have been seen to have no use for this connection.
+static __always_inline int is_passed_over(const struct connection *c,
+                                          const struct settings *settings)
+{
+    return c->phase == PHASE_IGNORED && c->generation == (u16)settings->generation;
 }
 
 // Whether the settings want this connection, as soon as its role is known.
@@ -108,8 +116,10 @@ static __always_inline int announce(struct connection *c, const void *sk,
     record.header.connection_id = c->id;
     record.connect_started_ns = c->connect_started_ns;
     record.established_ns = c->established_ns;
-    record.local_port = START_FIELD(u16, start, OFF_SKC_NUM);
+    record.local_port = c->local_port ? c->local_port : START_FIELD(u16, start, OFF_SKC_NUM);
     record.remote_port = START_FIELD(u16, start, OFF_SKC_DPORT);
+    record.namespace = namespace_of(sk);
+    record.connecting = c->connecting;
     if (c->joined_late)
         record.header.flags |= OPEN_JOINED_LATE;
     read_address(&address, sk, start, OFF_SKC_RCV_SADDR, OFF_SKC_V6_RCV_SADDR);
@@ -126,8 +136,8 @@ static __always_inline int announce(struct connection *c, const void *sk,
     return 1;
 }
 
-static __always_inline void send_close(const struct connection *c, u32 tgid, u64 now, u8 step,
-                                       u32 error)
+static __always_inline void send_close_in(const struct connection *c, u32 tgid, u64 now, u8 step,
+                                          u32 error, const struct stream *stream)
 {
     struct close_record record;
     __builtin_memset(&record, 0, sizeof(record));
@@ -138,8 +148,18 @@ static __always_inline void send_close(const struct connection *c, u32 tgid, u64
     record.header.timestamp_ns = now;
     record.header.connection_id = c->id;
     record.error = error;
+    record.bytes[0] = c->bytes[0];
+    record.bytes[1] = c->bytes[1];
+    if (stream)
+        record.stream = *stream;
     if (records.ringbuf_output(&record, sizeof(record), BPF_RB_NO_WAKEUP) != 0)
         count_lost(LOST_RING_FULL);
+}
+
+static __always_inline void send_close(const struct connection *c, u32 tgid, u64 now, u8 step,
+                                       u32 error)
+{
+    send_close_in(c, tgid, now, step, error, NULL);
 }
 
 // sock:inet_sock_set_state (const struct sock *sk, int old, int new).
@@ -165,7 +185,7 @@ int on_state_change(struct bpf_raw_tracepoint_args *ctx)
         if (!is_tcp(sk, &start))
             return 0;
         u64 now = bpf_ktime_get_ns();
-        c = add_connection(sk, &start, now, PHASE_FRESH, role, settings->exclusions);
+        c = add_connection(sk, &start, now, PHASE_FRESH, role, settings->changes);
         if (!c)
             return 0;
         if (role == ROLE_CLIENT)
@@ -173,8 +193,11 @@ int on_state_change(struct bpf_raw_tracepoint_args *ctx)
         else
             c->established_ns = now;
         u32 tgid = bpf_get_current_pid_tgid() >> 32; // means something for a client only
-        if (role == ROLE_CLIENT)
+        if (role == ROLE_CLIENT) {
             c->is_own = tgid == settings->agent;
+            c->layout = layout_of(tgid);
+            read_stream(&c->connecting, get_layout(c->layout));
+        }
         if ((role == ROLE_CLIENT && is_excluded(tgid)) || !is_wanted(c, sk, &start, settings))
             ignore_connection(c, settings);
         return 0;
@@ -191,10 +214,18 @@ int on_state_change(struct bpf_raw_tracepoint_args *ctx)
     u64 now = bpf_ktime_get_ns();
     if (old_state == TCP_SYN_SENT && new_state == TCP_ESTABLISHED) {
         c->established_ns = now;
+        READ_FIELD(c->local_port, sk, OFF_SKC_NUM);
         return 0;
     }
 
     u8 step;
+    struct stream stream = {};
+    if (new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK) {
+        // Only a call of the process itself leads here, so the stream is its own.
+        c->is_shut = 1;
+        if (c->role == ROLE_SERVER && c->announced)
+            read_stream(&stream, get_layout(c->layout));
+    }
     if (old_state == TCP_SYN_SENT && new_state == TCP_CLOSE)
         step = CLOSE_CONNECT_FAILED;
     else if (old_state == TCP_ESTABLISHED && new_state == TCP_FIN_WAIT1)
@@ -204,6 +235,8 @@ int on_state_change(struct bpf_raw_tracepoint_args *ctx)
     else if ((old_state == TCP_ESTABLISHED || old_state == TCP_CLOSE_WAIT) &&
              new_state == TCP_CLOSE)
         step = CLOSE_RESET;
+    else if (new_state == TCP_LAST_ACK && stream.state != STREAM_NOT_ASKED)
+        step = CLOSE_LOCAL_TOO;
     else
         return 0;
 
@@ -214,7 +247,7 @@ int on_state_change(struct bpf_raw_tracepoint_args *ctx)
         announce(c, sk, &start, bpf_get_current_pid_tgid() >> 32, now);
     }
     if (c->announced)
-        send_close(c, 0, now, step, error);
+        send_close_in(c, 0, now, step, error, &stream);
     return 0;
 }
 
@@ -225,8 +258,14 @@ int on_destroy(struct bpf_raw_tracepoint_args *ctx)
     struct connection *c = connections.lookup(&key);
     if (!c)
         return 0;
-    if (c->announced)
-        send_close(c, 0, bpf_ktime_get_ns(), CLOSE_DESTROYED, 0);
+    if (c->announced) {
+        // Reset by the peer, or dropped without a FIN: then it is the process that closes
+        // now, and the stream is its own. Else it may be an interrupt.
+        struct stream stream = {};
+        if (c->role == ROLE_SERVER && !c->is_shut)
+            read_stream(&stream, get_layout(c->layout));
+        send_close_in(c, 0, bpf_ktime_get_ns(), CLOSE_DESTROYED, 0, &stream);
+    }
     connections.delete(&key);
     return 0;
 }

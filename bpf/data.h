@@ -163,6 +163,7 @@ static __always_inline void send_data(struct scratch *scratch)
         u64 told = done + n == copy ? size - done : n;
         record->offset = transfer->offset + done;
         record->size = told;
+        record->copied = n;
         if (records.ringbuf_output(scratch, sizeof(struct data_record) + n, BPF_RB_NO_WAKEUP) !=
             0) {
             count_lost(LOST_RING_FULL);
@@ -179,28 +180,195 @@ static __always_inline void send_data(struct scratch *scratch)
         count_lost(transfer->readable ? LOST_OVER_LIMIT : LOST_UNREADABLE);
         record->offset = transfer->offset + done;
         record->size = size - done;
+        record->copied = 0;
         if (records.ringbuf_output(scratch, sizeof(struct data_record), BPF_RB_NO_WAKEUP) != 0)
             count_lost(LOST_RING_FULL);
     }
 }
 
+// Where bytes belong that a call has moved.
+struct move {
+    u64 offset;
+    u64 size;
+    u64 timestamp_ns;
+    u64 pid_tgid;
+    struct stream stream;
+    u8 flow;
+    u8 turned; // the first bytes since some went the other way
+};
+
+static __always_inline void describe(struct data_record *record, const struct connection *c,
+                                     const struct move *move)
+{
+    record->header.kind = RECORD_DATA;
+    record->header.detail = move->flow;
+    record->header.role = c->role;
+    record->header.flags = move->turned ? DATA_TURNED : 0;
+    record->header.tgid = move->pid_tgid >> 32;
+    record->header.timestamp_ns = move->timestamp_ns;
+    record->header.connection_id = c->id;
+    record->offset = move->offset;
+    record->size = move->size;
+    record->tid = move->pid_tgid;
+    record->reserved = 0;
+    record->stream = move->stream;
+}
+
+// Take note of the bytes in the connection's account.
+static __always_inline void account(struct connection *c, struct move *move)
+{
+    if (move->flow) {
+        move->offset = c->bytes[1];
+        c->bytes[1] = move->offset + move->size;
+    } else {
+        move->offset = c->bytes[0];
+        c->bytes[0] = move->offset + move->size;
+    }
+    move->turned = c->last_flow != move->flow;
+    if (move->turned) {
+        c->last_flow = move->flow;
+        c->turn_bytes = 0;
+    }
+}
+
+static __always_inline int begins_request(const struct connection *c, const struct move *move)
+{
+    return move->turned && move->flow == (c->role == ROLE_CLIENT ? FLOW_SEND : FLOW_RECEIVE);
+}
+
+// The common case has a way of its own: a connection that is followed, a call that moved
+// few bytes out of one buffer, all of them wanted. They are copied straight into the ring,
+// into the smallest record of a few sizes that holds them: a reservation has a fixed size.
+#define QUICK_BYTES 1024
+
+struct record_of_128 {
+    struct data_record record;
+    u8 payload[128];
+};
+
+struct record_of_256 {
+    struct data_record record;
+    u8 payload[256];
+};
+
+struct record_of_384 {
+    struct data_record record;
+    u8 payload[384];
+};
+
+struct record_of_512 {
+    struct data_record record;
+    u8 payload[512];
+};
+
+struct record_of_1024 {
+    struct data_record record;
+    u8 payload[1024];
+};
+
+static __always_inline void fill(struct data_record *record, u8 *payload, u64 limit, u64 base,
+                                 const struct connection *c, const struct move *move)
+{
+    u64 n = move->size;
+    asm volatile("" : "+r"(n)); // checked again for the verifier
+    if (n > limit)
+        n = limit;
+    describe(record, c, move);
+    record->copied = n;
+    if (bpf_probe_read_user(payload, n, (const void *)base) != 0) {
+        record->copied = 0;
+        count_lost(LOST_READ_FAULT);
+    }
+}
+
+static __always_inline void hand_over_quickly(const struct connection *c, const struct move *move,
+                                              u64 base)
+{
+    if (move->size <= 128) {
+        struct record_of_128 *slot = records.ringbuf_reserve(sizeof(struct record_of_128));
+        if (slot) {
+            fill(&slot->record, slot->payload, 128, base, c, move);
+            records.ringbuf_submit(slot, BPF_RB_NO_WAKEUP);
+            return;
+        }
+    } else if (move->size <= 256) {
+        struct record_of_256 *slot = records.ringbuf_reserve(sizeof(struct record_of_256));
+        if (slot) {
+            fill(&slot->record, slot->payload, 256, base, c, move);
+            records.ringbuf_submit(slot, BPF_RB_NO_WAKEUP);
+            return;
+        }
+    } else if (move->size <= 384) {
+        struct record_of_384 *slot = records.ringbuf_reserve(sizeof(struct record_of_384));
+        if (slot) {
+            fill(&slot->record, slot->payload, 384, base, c, move);
+            records.ringbuf_submit(slot, BPF_RB_NO_WAKEUP);
+            return;
+        }
+    } else if (move->size <= 512) {
+        struct record_of_512 *slot = records.ringbuf_reserve(sizeof(struct record_of_512));
+        if (slot) {
+            fill(&slot->record, slot->payload, 512, base, c, move);
+            records.ringbuf_submit(slot, BPF_RB_NO_WAKEUP);
+            return;
+        }
+    } else {
+        struct record_of_1024 *slot = records.ringbuf_reserve(sizeof(struct record_of_1024));
+        if (slot) {
+            fill(&slot->record, slot->payload, 1024, base, c, move);
+            records.ringbuf_submit(slot, BPF_RB_NO_WAKEUP);
+            return;
+        }
+    }
+    count_lost(LOST_RING_FULL);
+    if (begins_request(c, move))
+        count_lost(LOST_REQUESTS);
+}
+
+// Whether nothing has to be decided about the connection any more. Then its socket is not
+// looked at again either: the end of a socket is not missed, see on_destroy().
+static __always_inline int is_followed(const struct connection *c, const struct settings *settings)
+{
+    return c->phase == PHASE_HTTP && c->announced && c->changes == (u16)settings->changes;
+}
+
+// Hand over what a call on a followed connection moved, if that is simple. Returns 0,
+// with nothing done, where it is not.
+static __always_inline int try_quickly(struct connection *c, const struct settings *settings,
+                                       u8 flow, long result, const struct source *source)
+{
+    struct move move;
+    struct layout *layout;
+    if (result <= 0 || result > QUICK_BYTES || !source->readable || source->segments)
+        return 0;
+    u64 before = c->last_flow == flow ? c->turn_bytes : 0;
+    if (before + result > settings->turn_limit)
+        return 0;
+    layout = flow == FLOW_SEND ? get_layout(c->layout) : NULL;
+    if (layout && layout->snapshots)
+        return 0;
+    move.flow = flow;
+    move.size = result;
+    move.timestamp_ns = bpf_ktime_get_ns();
+    move.pid_tgid = bpf_get_current_pid_tgid();
+    read_stream(&move.stream, layout);
+    account(c, &move);
+    c->turn_bytes += result;
+    hand_over_quickly(c, &move, source->base);
+    return 1;
+}
+
 // A send or receive call has moved `result` bytes, or failed. Both rungs end up here.
-static __always_inline void on_transfer(const void *sk, u8 flow, long result,
+static __always_inline void on_transfer(const void *sk, struct connection *c,
+                                        struct settings *settings, u8 flow, long result,
                                         const struct source *source)
 {
-    u64 key = (u64)sk;
+    struct move move;
+    struct sock_start start;
     u64 pid_tgid = bpf_get_current_pid_tgid();
     u32 tgid = pid_tgid >> 32;
-    struct sock_start start;
 
-    struct settings *settings = get_settings();
-    if (!settings)
-        return;
-    struct connection *c = connections.lookup(&key);
-    if (c && c->phase == PHASE_IGNORED && c->generation == (u16)settings->generation)
-        return;
     read_sock_start(&start, sk);
-
     if (c && (c->remote_port != START_FIELD(u16, &start, OFF_SKC_DPORT) ||
               c->remote_key != START_FIELD(u32, &start, OFF_SKC_DADDR)))
         c = NULL; // the address of a socket whose end was missed
@@ -208,7 +376,7 @@ static __always_inline void on_transfer(const void *sk, u8 flow, long result,
         if (result <= 0 || !is_tcp(sk, &start))
             return;
         c = add_connection(sk, &start, bpf_ktime_get_ns(), PHASE_LATE, ROLE_UNKNOWN,
-                           settings->exclusions);
+                           settings->changes);
         if (!c)
             return;
     } else if (c->phase == PHASE_IGNORED) {
@@ -216,13 +384,14 @@ static __always_inline void on_transfer(const void *sk, u8 flow, long result,
         c->phase = PHASE_LATE;
         c->joined_late = 1;
         c->turns = 0;
-        c->exclusions = settings->exclusions - 1;
+        c->changes = settings->changes - 1;
     }
-    // Ask about the process once, and again whenever one was excluded since: a connection
-    // is accepted in an interrupt, its process unknown, and a program may be excluded a
-    // moment after it has started to talk.
-    if (c->exclusions != (u16)settings->exclusions) {
-        c->exclusions = settings->exclusions;
+    // Ask about the process once, and again whenever something changed: a connection is
+    // accepted in an interrupt, its process unknown, and a program may be excluded, or
+    // known as HAProxy, a moment after it has started to talk.
+    if (c->changes != (u16)settings->changes) {
+        c->changes = settings->changes;
+        c->layout = layout_of(tgid);
         if (is_excluded(tgid)) {
             ignore_connection(c, settings);
             if (c->announced)
@@ -248,17 +417,12 @@ static __always_inline void on_transfer(const void *sk, u8 flow, long result,
     if (!scratch)
         return;
     struct transfer *transfer = &scratch->transfer;
+    move.flow = flow;
+    move.size = result;
+    move.timestamp_ns = now;
+    move.pid_tgid = pid_tgid;
+    account(c, &move);
     u64 size = result;
-    int turned = c->last_flow != flow;
-    u64 offset = flow ? c->bytes[1] : c->bytes[0];
-    if (flow)
-        c->bytes[1] = offset + size;
-    else
-        c->bytes[0] = offset + size;
-    if (turned) {
-        c->last_flow = flow;
-        c->turn_bytes = 0;
-    }
     u64 room = settings->turn_limit > c->turn_bytes ? settings->turn_limit - c->turn_bytes : 0;
 
     // Look at the first bytes of the call where a message may begin and it matters: on a
@@ -266,7 +430,7 @@ static __always_inline void on_transfer(const void *sk, u8 flow, long result,
     // so a long transfer costs nothing), and past the limit, because pipelined messages
     // follow each other without a change of direction.
     transfer->seen = PROTOCOL_UNDECIDED;
-    if (c->phase == PHASE_FRESH || (c->phase == PHASE_LATE && turned) ||
+    if (c->phase == PHASE_FRESH || (c->phase == PHASE_LATE && move.turned) ||
         (c->phase == PHASE_HTTP && room == 0)) {
         transfer->probe_length = gather_probe(&transfer->probe, c, flow, source, size);
         transfer->seen =
@@ -276,7 +440,7 @@ static __always_inline void on_transfer(const void *sk, u8 flow, long result,
 
     if (c->phase == PHASE_LATE) {
         if (seen != PROTOCOL_HTTP1_REQUEST && seen != PROTOCOL_HTTP1_RESPONSE) {
-            if (turned && c->turns++ > LATE_TURNS)
+            if (move.turned && c->turns++ > LATE_TURNS)
                 ignore_connection(c, settings);
             return;
         }
@@ -313,8 +477,7 @@ static __always_inline void on_transfer(const void *sk, u8 flow, long result,
     }
     c->turn_bytes += size;
 
-    transfer->begins_request =
-        turned && flow == (c->role == ROLE_CLIENT ? FLOW_SEND : FLOW_RECEIVE);
+    transfer->begins_request = begins_request(c, &move);
     if (!c->announced && !announce(c, sk, &start, tgid, now)) {
         count_lost(LOST_RING_FULL);
         if (transfer->begins_request)
@@ -322,19 +485,15 @@ static __always_inline void on_transfer(const void *sk, u8 flow, long result,
         return;
     }
 
-    struct data_record *record = &scratch->record;
-    record->header.kind = RECORD_DATA;
-    record->header.detail = flow;
-    record->header.role = c->role;
-    record->header.flags = turned ? DATA_TURNED : 0;
-    record->header.tgid = tgid;
-    record->header.timestamp_ns = now;
-    record->header.connection_id = c->id;
-    record->tid = pid_tgid;
+    struct layout *layout = flow == FLOW_SEND ? get_layout(c->layout) : NULL;
+    read_stream(&move.stream, layout);
+    if (layout && layout->snapshots)
+        send_snapshot(scratch, layout, c, tgid, now);
+    describe(&scratch->record, c, &move);
     transfer->base = source->base;
     transfer->segments = source->segments;
     transfer->readable = source->readable;
-    transfer->offset = offset;
+    transfer->offset = move.offset;
     transfer->size = size;
     transfer->copy = source->readable ? copy : 0;
     send_data(scratch);

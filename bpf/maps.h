@@ -42,25 +42,29 @@ enum phase {
 };
 
 struct connection {
+    // What every event needs stands together.
     u64 id;
-    u64 connect_started_ns;
-    u64 established_ns;
-    u64 bytes[2];    // passed so far, by flow
-    u64 turn_bytes;  // passed since the talk changed direction
-    u32 remote_key;  // skc_daddr, to notice that a socket address is used again
-    u16 remote_port; // network byte order
-    u16 generation;  // of the settings that decided PHASE_IGNORED
-    u16 exclusions;  // settings.exclusions when `excluded` was last asked
-    u8 is_own;       // the agent opened it
-    u8 reserved;
+    u64 bytes[2];   // passed so far, by flow
+    u64 turn_bytes; // passed since the talk changed direction
+    u32 layout;     // which of `layouts` its process has; NO_LAYOUT: not a HAProxy
+    u16 generation; // of the settings that decided PHASE_IGNORED
+    u16 changes;    // settings.changes when its process was last looked up
     u8 phase;
     u8 role;
+    u8 last_flow; // 2: none yet
     u8 announced; // RECORD_OPEN has gone out
     u8 joined_late;
-    u8 last_flow; // 2: none yet
-    u8 turns;     // changes of direction looked at in PHASE_LATE
+    u8 turns;       // changes of direction looked at in PHASE_LATE
+    u8 is_own;      // the agent opened it
+    u8 is_shut;     // this side has sent its FIN
+    u32 remote_key;  // skc_daddr, to notice that a socket address is used again
+    u16 remote_port; // network byte order
+    u16 local_port;  // host byte order; the socket forgets it when it is reset
     u8 probe_length[2];
     struct probe probes[2]; // first bytes, by flow, while PHASE_FRESH
+    u64 connect_started_ns;
+    u64 established_ns;
+    struct stream connecting; // what was processed at connect
 };
 
 // Key: address of struct sock. Removed when the kernel destroys the socket
@@ -82,7 +86,7 @@ struct settings {
     u32 turn_limit;   // bytes to copy after each change of direction
     u32 beyond_limit; // bytes to copy of each call past that: chunk sizes, further heads
     u32 protocols;    // bit 1 << enum protocol for what is followed
-    u32 exclusions;   // raised when a process is added to `excluded`
+    u32 changes;      // raised when `excluded` or `haproxies` changes
     u32 agent;        // thread group id of the agent
 };
 

@@ -24,7 +24,9 @@ int on_execute(struct bpf_raw_tracepoint_args *ctx)
     if (!scratch)
         return 0;
     struct executed_record *executed = (struct executed_record *)scratch;
-    start_process_record(&executed->record, PROCESS_EXECUTED, bpf_get_current_pid_tgid() >> 32);
+    u32 tgid = bpf_get_current_pid_tgid() >> 32;
+    haproxies.delete(&tgid);
+    start_process_record(&executed->record, PROCESS_EXECUTED, tgid);
     READ_FIELD(name, (const void *)ctx->args[2], OFF_BPRM_FILENAME);
     long length = bpf_probe_read_kernel_str(executed->executable, EXECUTABLE_BYTES, name);
     if (length < 1)
@@ -51,6 +53,9 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx)
         return 0; // a thread
     start_process_record(&record, PROCESS_FORKED, tgid);
     record.parent_tgid = bpf_get_current_pid_tgid() >> 32;
+    u32 layout = layout_of(record.parent_tgid);
+    if (layout != NO_LAYOUT)
+        haproxies.update(&tgid, &layout);
     if (records.ringbuf_output(&record, sizeof(record), BPF_RB_NO_WAKEUP) != 0)
         count_lost(LOST_RING_FULL);
     return 0;
@@ -64,6 +69,7 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
     u32 tgid = pid_tgid >> 32;
     if ((u32)pid_tgid != tgid)
         return 0;
+    haproxies.delete(&tgid);
     start_process_record(&record, PROCESS_EXITED, tgid);
     if (records.ringbuf_output(&record, sizeof(record), BPF_RB_NO_WAKEUP) != 0)
         count_lost(LOST_RING_FULL);

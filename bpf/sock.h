@@ -15,6 +15,7 @@
 #define TCP_FIN_WAIT1 4
 #define TCP_CLOSE 7
 #define TCP_CLOSE_WAIT 8
+#define TCP_LAST_ACK 9
 
 // The start of struct sock_common: both addresses (IPv4), both ports and the family lie
 // in its first bytes, so one read brings what every event needs.
@@ -37,6 +38,16 @@ static __always_inline int is_tcp(const void *sk, const struct sock_start *start
     u16 protocol = 0;
     READ_FIELD(protocol, sk, OFF_SK_PROTOCOL);
     return protocol == IPPROTO_TCP;
+}
+
+// The number that /proc/PID/ns/net shows: addresses mean something only within it.
+static __always_inline u32 namespace_of(const void *sk)
+{
+    const void *net = NULL;
+    u32 number = 0;
+    READ_FIELD(net, sk, OFF_SKC_NET);
+    READ_FIELD(number, net, OFF_NET_INUM);
+    return number;
 }
 
 struct address {

@@ -31,16 +31,45 @@ static __always_inline void locate(struct source *source)
     }
 }
 
+// The log's socket was full, and HAProxy drops the line; what it says is true all the same.
+static __always_inline void take_refused_line(void)
+{
+    struct source source;
+    struct settings *settings = get_settings();
+    if (!settings || layout_of(bpf_get_current_pid_tgid() >> 32) == NO_LAYOUT)
+        return;
+    locate(&source);
+    if (may_be_line(&source))
+        hand_over_line(settings, &source);
+}
+
 static __always_inline void on_sock_length(struct bpf_raw_tracepoint_args *ctx, u8 flow)
 {
     const void *sk = (const void *)ctx->args[0];
     int result = ctx->args[1];
     int flags = ctx->args[2];
     struct source source;
-    if (is_idle_result(result) || (flow == FLOW_RECEIVE && (flags & MSG_PEEK)))
+    if (is_idle_result(result)) {
+        if (flow == FLOW_SEND && result == -EAGAIN)
+            take_refused_line();
+        return;
+    }
+    if (flow == FLOW_RECEIVE && (flags & MSG_PEEK))
+        return;
+
+    u64 key = (u64)sk;
+    struct settings *settings = get_settings();
+    if (!settings)
+        return;
+    struct connection *c = connections.lookup(&key);
+    if (c && is_passed_over(c, settings))
         return;
     locate(&source);
-    on_transfer(sk, flow, result, &source);
+    if (c && is_followed(c, settings) && try_quickly(c, settings, flow, result, &source))
+        return;
+    if (!c && flow == FLOW_SEND && may_be_line(&source) && hand_over_line(settings, &source))
+        return;
+    on_transfer(sk, c, settings, flow, result, &source);
 }
 
 int on_send(struct bpf_raw_tracepoint_args *ctx)

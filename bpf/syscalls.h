@@ -14,13 +14,6 @@ struct call {
 // thread that dies in between leaves an entry that its successor overwrites.
 BPF_HASH(calls, u32, struct call, 16384);
 
-struct sys_enter_arguments {
-    u64 common;
-    int number; // not long: what fills it up to eight bytes is never set
-    int padding;
-    u64 arguments[6];
-};
-
 struct sys_exit_arguments {
     u64 common;
     int number;
@@ -55,6 +48,14 @@ static __always_inline const void *sock_of(u64 descriptor)
     READ_FIELD(pointer, file, OFF_FILE_PRIVATE_DATA);
     READ_FIELD(pointer, pointer, OFF_SOCKET_SK);
     return pointer;
+}
+
+// The line of a log is taken before it is written: it may not even get that far.
+static __always_inline void take_line(const struct source *source)
+{
+    struct settings *settings = get_settings();
+    if (settings && may_be_line(source))
+        hand_over_line(settings, source);
 }
 
 static __always_inline int enter_syscall(struct sys_enter_arguments *ctx, u64 receive_flags)
@@ -112,13 +113,19 @@ static __always_inline int enter_syscall(struct sys_enter_arguments *ctx, u64 re
         call.flow = FLOW_SEND;
         sk = sock_of(ctx->arguments[2]);
     }
-    if (!sk)
+    if (!sk) {
+        if (ctx->number == NR_WRITEV && is_standard_output(descriptor))
+            take_line(&call.source);
         return 0;
+    }
     read_sock_start(&start, sk);
-    if (!is_tcp(sk, &start))
-        return 0;
     if (header)
         read_message_header(&call.source, header);
+    if (!is_tcp(sk, &start)) {
+        if (call.flow == FLOW_SEND)
+            take_line(&call.source);
+        return 0;
+    }
     call.sk = (u64)sk;
     call.peek = (receive_flags & MSG_PEEK) != 0;
     calls.update(&thread, &call);
@@ -147,6 +154,15 @@ int on_syscall_exit(struct sys_exit_arguments *ctx)
     calls.delete(&thread);
     if (call.peek || is_idle_result(ctx->result))
         return 0;
-    on_transfer((const void *)call.sk, call.flow, ctx->result, &call.source);
+    struct settings *settings = get_settings();
+    if (!settings)
+        return 0;
+    struct connection *c = connections.lookup(&call.sk);
+    if (c && is_passed_over(c, settings))
+        return 0;
+    if (c && is_followed(c, settings) &&
+        try_quickly(c, settings, call.flow, ctx->result, &call.source))
+        return 0;
+    on_transfer((const void *)call.sk, c, settings, call.flow, ctx->result, &call.source);
     return 0;
 }

@@ -14,8 +14,10 @@
 #include "maps.h"
 #include "arch.h"
 #include "sock.h"
+#include "haproxy.h"
 #include "connection.h"
 #include "data.h"
+#include "log.h"
 #ifdef RUNG_SYSCALLS
 #include "syscalls.h"
 #else

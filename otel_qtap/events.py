@@ -16,16 +16,21 @@ from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
 __all__ = [
+    "NO_MARK",
     "CloseEvent",
     "CloseStep",
     "DataEvent",
     "Event",
     "Flow",
+    "LogEvent",
     "LostEvent",
     "OpenEvent",
     "ProcessEvent",
     "ProcessStep",
     "Role",
+    "SnapshotEvent",
+    "StreamMark",
+    "StreamState",
 ]
 
 
@@ -63,6 +68,41 @@ class CloseStep(IntEnum):
     """The connection never came to be."""
     DESTROYED = 7
     """The kernel frees the socket: nothing can follow."""
+    LOCAL_CLOSED_TOO = 8
+    """The process closed its sending side after the peer had (told of HAProxy only)."""
+
+
+class StreamState(IntEnum):
+    """What a HAProxy thread was working on when it sent bytes or opened a connection."""
+
+    NOT_ASKED = 0
+    """Not a HAProxy process, or an event that needs no stream."""
+    NONE = 1
+    """In no task: it was accepting or polling."""
+    KNOWN = 2
+    """Processing the stream that the mark names: on behalf of one client request."""
+    OTHER = 3
+    """In another task, such as a health check."""
+    UNREADABLE = 4
+    """Its memory could not be read; says nothing about the stream."""
+    ENDING = 5
+    """Freeing the stream that the task of the mark had been processing."""
+
+
+class StreamMark(NamedTuple):
+    """A HAProxy stream, which is one client request with all that is done for it."""
+
+    state: StreamState
+    address: int
+    """Of the stream object in the process; used again once the stream is over."""
+    serial: int
+    """HAProxy's own number of the stream (``uniq_id``), or how often the address was freed."""
+    task: int = 0
+    """Address of the task that processes it; used again, too."""
+
+
+NO_MARK = StreamMark(StreamState.NOT_ASKED, 0, 0)
+"""Of all events that no HAProxy caused."""
 
 
 class ProcessStep(IntEnum):
@@ -92,6 +132,10 @@ class OpenEvent(NamedTuple):
     """When the handshake was done; 0 if nobody saw it."""
     joined_late: bool
     """The connection is older than the agent: its first bytes may be in mid-message."""
+    namespace: int = 0
+    """Number of the network namespace, as ``/proc/PID/ns/net`` shows it."""
+    connecting: StreamMark = NO_MARK
+    """What HAProxy was working on when it called ``connect``."""
 
 
 class DataEvent(NamedTuple):
@@ -110,6 +154,8 @@ class DataEvent(NamedTuple):
     turned: bool
     """The first bytes of this flow since bytes went the other way, by the kernel's account."""
     data: bytes
+    stream: StreamMark = NO_MARK
+    """What HAProxy was working on when it sent the bytes."""
 
 
 class CloseEvent(NamedTuple):
@@ -121,6 +167,35 @@ class CloseEvent(NamedTuple):
     step: CloseStep
     error: int
     """``errno`` of the failed call or of the socket, 0 if there was none."""
+    stream: StreamMark = NO_MARK
+    """What HAProxy was working on when it closed the connection."""
+    passed: tuple[int, int] = (0, 0)
+    """Bytes that had passed until then, by flow: more than were seen means that some were lost."""
+
+
+class SnapshotEvent(NamedTuple):
+    """
+    What a HAProxy thread had in hand when it sent bytes, to find out where things lie.
+
+    The ``DataEvent`` of the same connection and time follows it.
+    """
+
+    connection_id: int
+    timestamp_ns: int
+    process_id: int
+    role: Role
+    context_address: int
+    """Value of the thread-local ``th_ctx``: where the thread's context lies."""
+    context: tuple[int, ...]
+    """The first 16 words of the thread's context."""
+    targets: tuple[bytes, ...]
+    """The 64 bytes that each of these words points to; zeros where it points nowhere."""
+    task: int
+    """The running task, if its function is ``process_stream`` as far as known; else 0."""
+    stream_address: int
+    """The argument of that task, else 0."""
+    stream: bytes
+    """The first 1,024 bytes of what ``stream_address`` points to."""
 
 
 class ProcessEvent(NamedTuple):
@@ -135,6 +210,16 @@ class ProcessEvent(NamedTuple):
     """Path as given to ``execve``; empty for other steps."""
 
 
+class LogEvent(NamedTuple):
+    """A HAProxy wrote a line to its log."""
+
+    timestamp_ns: int
+    process_id: int
+    thread_id: int
+    data: bytes
+    """Its first 2 KiB; what stands in front of a line in a log (priority, date, host) is not."""
+
+
 class LostEvent(NamedTuple):
     """What the kernel side could not hand over since the last such event."""
 
@@ -144,4 +229,6 @@ class LostEvent(NamedTuple):
     amount: int
 
 
-Event: TypeAlias = OpenEvent | DataEvent | CloseEvent | ProcessEvent | LostEvent
+Event: TypeAlias = (
+    OpenEvent | DataEvent | CloseEvent | ProcessEvent | SnapshotEvent | LogEvent | LostEvent
+)

@@ -14,7 +14,16 @@ from typing import Protocol
 
 from otel_qtap.connection.model import Peer
 from otel_qtap.counters import Counter, CounterSet
-from otel_qtap.events import CloseEvent, CloseStep, DataEvent, Event, Flow, OpenEvent, Role
+from otel_qtap.events import (
+    NO_MARK,
+    CloseEvent,
+    CloseStep,
+    DataEvent,
+    Event,
+    Flow,
+    OpenEvent,
+    Role,
+)
 
 __all__ = ["Connection", "ConnectionTracker", "StreamReader"]
 
@@ -42,12 +51,14 @@ class Connection:
 
     __slots__ = (
         "connect_started_ns",
+        "connecting",
         "established_ns",
         "expected",
         "id",
         "joined_late",
         "last_seen_ns",
         "local",
+        "namespace",
         "opened_ns",
         "process_id",
         "reader",
@@ -65,6 +76,8 @@ class Connection:
         self.connect_started_ns = event.connect_started_ns
         self.established_ns = event.established_ns
         self.joined_late = event.joined_late
+        self.namespace = event.namespace
+        self.connecting = event.connecting
         self.last_seen_ns = event.timestamp_ns
         # Where the next piece of each flow should begin; -1 on a late-joined connection
         # until its first piece says where it is.
@@ -78,7 +91,7 @@ class ConnectionTracker:
     All connections that are open, at most ``capacity`` of them.
 
     ``open_reader`` makes the reader of a new connection, or returns ``None`` to have
-    its bytes passed over.
+    its bytes passed over; ``on_loss`` hears when something is seen to be missing.
     """
 
     def __init__(
@@ -87,8 +100,10 @@ class ConnectionTracker:
         counters: CounterSet,
         *,
         capacity: int = 65536,
+        on_loss: Callable[[int], None] = lambda _timestamp_ns: None,
     ) -> None:
         self._open_reader = open_reader
+        self._on_loss = on_loss
         self._capacity = capacity
         self._connections: dict[int, Connection] = {}
 
@@ -151,14 +166,16 @@ class ConnectionTracker:
         connection = self._connections.get(event.connection_id)
         if connection is None:
             self._strays.value += 1
+            self._on_loss(event.timestamp_ns)
             return
         reader = connection.reader
-        _, connection.last_seen_ns, _, _, flow, offset, size, _, data = event
+        _, connection.last_seen_ns, _, _, flow, offset, size, _, data, _ = event
         if reader is None:
             return
         expected = connection.expected[flow]
         if offset != expected:
             if 0 <= expected < offset:
+                self._on_loss(event.timestamp_ns)
                 self._miss(reader, flow, offset - expected, event.timestamp_ns)
             elif expected > offset:  # cannot be: a kernel side of another version, a bad recording
                 self._strays.value += 1
@@ -168,6 +185,16 @@ class ConnectionTracker:
             reader.stream_data(event)
         if size > len(data):
             self._miss(reader, flow, size - len(data), event.timestamp_ns)
+
+    def _miss_tails(self, connection: Connection, reader: StreamReader, event: CloseEvent) -> None:
+        """The last bytes of a stream may be among what was lost; then no later ones tell it."""
+        for flow in Flow:
+            expected = connection.expected[flow]
+            missing = event.passed[flow] - expected
+            if missing > 0 and expected >= 0:
+                connection.expected[flow] += missing
+                self._on_loss(event.timestamp_ns)
+                self._miss(reader, flow, missing, event.timestamp_ns)
 
     def _miss(self, reader: StreamReader, flow: Flow, size: int, timestamp_ns: int) -> None:
         self._gaps.value += 1
@@ -189,8 +216,13 @@ class ConnectionTracker:
         connection = self._connections.get(event.connection_id)
         if connection is None:
             self._strays.value += 1
+            self._on_loss(event.timestamp_ns)
             return
-        if event.step is CloseStep.DESTROYED:
+        is_destroyed = event.step is CloseStep.DESTROYED
+        if connection.reader is not None and (is_destroyed or event.stream is not NO_MARK):
+            # The process itself is closing it, so nothing of it can still be on the way.
+            self._miss_tails(connection, connection.reader, event)
+        if is_destroyed:
             del self._connections[event.connection_id]
         if connection.reader is not None:
             connection.reader.stream_step(event)

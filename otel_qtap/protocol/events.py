@@ -16,6 +16,7 @@ __all__ = [
     "HttpEvent",
     "MessageEnd",
     "MessageEnding",
+    "ParseError",
     "ProxyHeader",
     "RequestHead",
     "ResponseHead",
@@ -108,3 +109,7 @@ class TunnelStart(NamedTuple):
 HttpEvent: TypeAlias = (
     RequestHead | ResponseHead | BodyData | MessageEnd | ProxyHeader | TunnelStart
 )
+
+
+class ParseError(Exception):
+    """The stream is not HTTP, or breaks its rules; the text never quotes the stream."""

@@ -63,7 +63,12 @@ def main() -> int:
         # libbcc and clang print to the process's standard error; keep that for the message.
         os.dup2(log.fileno(), 2)
         try:
-            names, descriptors = _load(request)
+            if "attach" in request:
+                names, descriptors = _attach(channel, request["attach"])
+            elif "tracepoint" in request:
+                names, descriptors = _attach_tracepoint(channel, request["tracepoint"])
+            else:
+                names, descriptors = _load(request)
         except Exception as error:  # whatever goes wrong must reach the agent as text
             log.seek(0)
             detail = log.read().decode(errors="replace")
@@ -105,6 +110,50 @@ def _load(request: dict[str, Any]) -> tuple[list[str], list[int]]:
         except Exception as error:
             raise RuntimeError(f"cannot attach to the tracepoint {tracepoint}: {error}") from error
         names.append(f"attachment:{tracepoint}")
+        descriptors.append(descriptor)
+    spares = [(function, bcc.BPF.KPROBE) for function in request["probes"]]
+    spares += [(function, bcc.BPF.TRACEPOINT) for function in request["idle"]]
+    for function, kind in spares:
+        # Capturing works without: a kernel that refuses one goes without.
+        with contextlib.suppress(Exception):
+            descriptors.append(module.load_func(function, kind).fd)
+            names.append(f"program:{function}")
+    return names, descriptors
+
+
+def _attach_tracepoint(channel: socket.socket, tracepoint: str) -> tuple[list[str], list[int]]:
+    """Attach a loaded program, whose descriptor follows the request, to a tracepoint."""
+    bcc = import_bcc()
+    _, (program,), _, _ = socket.recv_fds(channel, 1, 1)
+    _see_tracing_files()
+    category, _, name = tracepoint.encode().partition(b":")
+    descriptor = bcc.lib.bpf_attach_tracepoint(program, category, name)
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), f"cannot attach to the tracepoint {tracepoint}")
+    return [f"attachment:{tracepoint}"], [descriptor]
+
+
+def _attach(
+    channel: socket.socket, places: list[tuple[str, str, int, bool]]
+) -> tuple[list[str], list[int]]:
+    """
+    Attach loaded programs to functions of an executable, in all its processes.
+
+    Each place is (name, path of the executable, offset in the file, whether to attach to
+    the return); the programs' descriptors follow the request, in the same order.
+    """
+    bcc = import_bcc()
+    _, programs, _, _ = socket.recv_fds(channel, 1, len(places))
+    names: list[str] = []
+    descriptors: list[int] = []
+    for (name, path, offset, is_return), program in zip(places, programs, strict=True):
+        event = f"otel_qtap_{os.getpid()}_{name}".encode()
+        descriptor = bcc.lib.bpf_attach_uprobe(
+            program, int(is_return), event, os.fsencode(path), offset, -1, 0
+        )
+        if descriptor < 0:
+            raise OSError(ctypes.get_errno(), f"cannot attach to {name}")
+        names.append(f"attachment:{name}")
         descriptors.append(descriptor)
     return names, descriptors
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from otel_qtap.counters import CounterSet
-from otel_qtap.receiver.loader import LoadedPrograms, load
+from otel_qtap.haproxy.layout import Layout
+from otel_qtap.receiver.loader import LoadedPrograms, ProbePlace, attach, attach_hook, load
 from otel_qtap.receiver.maps import KernelMap, missed_runs, possible_cpus
-from otel_qtap.receiver.programs import Rung
+from otel_qtap.receiver.programs import LOG_HOOK, PROBES, MachineError, Rung
 from otel_qtap.receiver.ring import Ring
 from otel_qtap.receiver.wire import LOST_REASONS
 
@@ -29,6 +32,8 @@ _DRAIN_BYTES = 256 * 1024  # given back to the kernel at once, so that writers f
 _PROTOCOL_HTTP1_REQUEST, _PROTOCOL_HTTP1_RESPONSE, _PROTOCOL_PROXY = 1, 2, 4
 _SETTINGS = struct.Struct("<IIIIIIII")
 _KEY = struct.Struct("<I")
+_LAYOUT_BYTES = 32
+LAYOUTS = 512
 _ID = struct.Struct("<Q")  # the first field of struct connection
 _CONNECTION_VALUE_BYTES = 256  # more than struct connection has
 
@@ -46,7 +51,7 @@ class KernelSettings:
     beyond_limit: int = 256
     """Bytes copied of each further call, enough for chunk sizes."""
 
-    def pack(self, generation: int, exclusions: int) -> bytes:
+    def pack(self, generation: int, changes: int) -> bytes:
         """Return ``struct settings`` of ``bpf/maps.h``."""
         directions = self.ingress | self.egress_internal << 1 | self.egress_external << 2
         protocols = (
@@ -59,7 +64,7 @@ class KernelSettings:
             self.turn_limit,
             self.beyond_limit,
             protocols,
-            exclusions,
+            changes,
             os.getpid(),
         )
 
@@ -86,11 +91,16 @@ class KernelReceiver:
         self._ring = Ring(self._loaded.maps["records"], ring_bytes)
         self._settings = KernelMap(self._loaded.maps["settings_map"], _SETTINGS.size)
         self._excluded = KernelMap(self._loaded.maps["excluded"], 1)
+        self._layouts = KernelMap(self._loaded.maps["layouts"], _LAYOUT_BYTES)
+        self._haproxies = KernelMap(self._loaded.maps["haproxies"], _KEY.size)
         self._lost = KernelMap(self._loaded.maps["lost"], 8 * possible_cpus())
         self._lost_seen = [0] * len(LOST_REASONS)
         self._missed_seen = 0
+        self._log_lock = threading.Lock()
+        self._log_attachment = -1
+        self._may_watch_log = True
         self._generation = 0
-        self._exclusions = 0
+        self._changes = 0
         self._in_force = settings
         self._lost_counters = {
             reason: counters.counter(
@@ -115,13 +125,84 @@ class KernelReceiver:
     def exclude(self, process_id: int) -> bool:
         """Hand over nothing more of this process; returns whether the table had room for it."""
         had_room = self._excluded.write(_KEY.pack(process_id), b"\1")
-        self._exclusions = (self._exclusions + 1) & 0xFFFF
-        self._write_settings()
+        self._raise_changes()
         return had_room
 
     def include(self, process_id: int) -> None:
         """Undo ``exclude``."""
         self._excluded.remove(_KEY.pack(process_id))
+
+    def write_layout(self, layout: Layout, snapshots: int = 0) -> None:
+        """
+        Put a layout of HAProxy's memory into force.
+
+        With the next ``snapshots`` sends of its processes a ``SnapshotEvent`` comes.
+        """
+        if not 0 < layout.number < LAYOUTS:
+            raise ValueError(f"no layout number: {layout.number}")
+        self._layouts.write(_KEY.pack(layout.number), layout.pack(snapshots))
+
+    def assign_layout(self, process_id: int, number: int) -> bool:
+        """
+        Say which layout a process has; returns whether the table had room for it.
+
+        The kernel side passes it on to forked processes, and forgets it when the process
+        executes another program.
+        """
+        had_room = self._haproxies.write(_KEY.pack(process_id), _KEY.pack(number))
+        self._raise_changes()
+        return had_room
+
+    def attach_probes(self, executable: Path, process_stream: int, stream_free: int) -> str:
+        """
+        Attach to these functions of HAProxy, by their offsets in its executable.
+
+        Returns why it could not be done, or nothing.
+        """
+        programs = self._loaded.programs
+        if not all(name in programs for name in PROBES):
+            return "this kernel refuses probes"
+        number = len(self._loaded.attachments)
+        places = [
+            ProbePlace(f"stream_free_{number}", executable, stream_free),
+            ProbePlace(f"process_stream_return_{number}", executable, process_stream, True),
+            ProbePlace(f"process_stream_{number}", executable, process_stream),
+        ]
+        functions = ["on_stream_free", "on_process_stream_return", "on_process_stream"]
+        try:
+            attached = attach(places, [programs[name] for name in functions])
+        except MachineError as error:
+            return str(error)
+        self._loaded.attachments.update(attached)
+        return ""
+
+    def watch_log(self, *, is_wanted: bool) -> str:
+        """
+        Hand over, or no longer, what HAProxy writes to its stdout and stderr.
+
+        Any thread may call; it takes a second. Returns why it could not be done, or nothing;
+        it is not tried again then.
+        """
+        with self._log_lock:
+            if not self._may_watch_log or is_wanted == (self._log_attachment >= 0):
+                return ""
+            if not is_wanted:
+                os.close(self._log_attachment)
+                self._log_attachment = -1
+                return ""
+            if self.rung is Rung.SYSCALLS:
+                return ""  # it sees all calls anyway
+            program = self._loaded.programs.get(LOG_HOOK.function)
+            problem = ""
+            if program is None:
+                problem = "this kernel refuses the program"
+            else:
+                try:
+                    self._log_attachment = attach_hook(LOG_HOOK, program)[LOG_HOOK.tracepoint]
+                except MachineError as error:
+                    problem = str(error)
+            self._may_watch_log = not problem
+            return problem
 
     def drain(self) -> Iterator[memoryview]:
         """Yield the records that wait; each is valid until the next is asked for."""
@@ -149,8 +230,13 @@ class KernelReceiver:
             self._lost_counters[reason].add(amount)
         return found
 
+    def _raise_changes(self) -> None:
+        """Make the kernel side look up the process of each connection again."""
+        self._changes = (self._changes + 1) & 0xFFFF
+        self._write_settings()
+
     def _write_settings(self) -> None:
-        packed = self._in_force.pack(self._generation, self._exclusions)
+        packed = self._in_force.pack(self._generation, self._changes)
         self._settings.write(_KEY.pack(0), packed)
 
     def living_connections(self) -> set[int]:
@@ -161,6 +247,9 @@ class KernelReceiver:
 
     def detach(self) -> None:
         """Stop watching; what is in the ring can still be drained."""
+        self.watch_log(is_wanted=False)
+        with self._log_lock:
+            self._may_watch_log = False
         for descriptor in self._loaded.attachments.values():
             os.close(descriptor)
         self._loaded.attachments.clear()

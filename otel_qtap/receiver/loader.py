@@ -14,17 +14,39 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from otel_qtap.receiver.bcc import receive_message, send_message
 from otel_qtap.receiver.btf import BtfError, KernelTypes
-from otel_qtap.receiver.programs import LoadRequest, MachineError, Rung, load_request
+from otel_qtap.receiver.programs import Hook, LoadRequest, MachineError, Rung, load_request
 
-__all__ = ["LoadedPrograms", "choose_rung", "kernel_release", "load"]
+__all__ = [
+    "LoadedPrograms",
+    "ProbePlace",
+    "attach",
+    "attach_hook",
+    "choose_rung",
+    "kernel_release",
+    "load",
+]
 
 _LOAD_TIMEOUT_S = 60
 _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
+
+
+@dataclass(frozen=True, slots=True)
+class ProbePlace:
+    """A function of an executable, for a probe."""
+
+    name: str
+    """Of the attachment."""
+    executable: Path
+    offset: int
+    """In the file."""
+    is_return: bool = False
 
 
 @dataclass(slots=True)
@@ -84,7 +106,7 @@ def load(rung: Rung | None, ring_bytes: int) -> LoadedPrograms:
         request = load_request(chosen, KernelTypes.of_running_kernel(), ring_bytes)
     except BtfError as error:
         raise MachineError(str(error)) from None
-    names, descriptors = _run_loader(request)
+    names, descriptors = _run_loader(_load_message(request))
     loaded = LoadedPrograms(chosen, {}, {}, {})
     kinds = {"map": loaded.maps, "program": loaded.programs, "attachment": loaded.attachments}
     for name, descriptor in zip(names, descriptors, strict=True):
@@ -109,7 +131,49 @@ def _check_privileges() -> None:
         )
 
 
-def _run_loader(request: LoadRequest) -> tuple[list[str], list[int]]:
+def attach(places: Sequence[ProbePlace], programs: Sequence[int]) -> dict[str, int]:
+    """
+    Attach loaded programs to functions of running executables.
+
+    ``programs`` are their descriptors, one for each place. Returns the descriptors that
+    keep them attached, by name. Raises ``MachineError``.
+    """
+    message = {"attach": [[p.name, str(p.executable), p.offset, p.is_return] for p in places]}
+    return _run_attaching(message, programs)
+
+
+def attach_hook(hook: Hook, program: int) -> dict[str, int]:
+    """
+    Attach a loaded program to its tracepoint, which must be an ordinary one.
+
+    Returns the descriptor that keeps it attached, by name. Raises ``MachineError``.
+    """
+    return _run_attaching({"tracepoint": hook.tracepoint}, [program])
+
+
+def _run_attaching(message: dict[str, Any], programs: Sequence[int]) -> dict[str, int]:
+    names, descriptors = _run_loader(message, programs)
+    return {
+        name.partition(":")[2]: descriptor
+        for name, descriptor in zip(names, descriptors, strict=True)
+    }
+
+
+def _load_message(request: LoadRequest) -> dict[str, Any]:
+    return {
+        "source": request.source,
+        "flags": request.flags,
+        "include_directory": request.include_directory,
+        "hooks": [[hook.function, hook.tracepoint] for hook in request.hooks],
+        "maps": request.maps,
+        "probes": request.probes,
+        "idle": [hook.function for hook in request.idle_hooks],
+    }
+
+
+def _run_loader(
+    message: dict[str, Any], programs: Sequence[int] = ()
+) -> tuple[list[str], list[int]]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(_LOAD_TIMEOUT_S)
@@ -121,7 +185,7 @@ def _run_loader(request: LoadRequest) -> tuple[list[str], list[int]]:
         )
         theirs.close()
         try:
-            return _converse(ours, request)
+            return _converse(ours, message, programs)
         except (TimeoutError, EOFError, ConnectionError):
             raise MachineError(
                 "the eBPF loader did not answer; try again with --log-level=debug, and report it "
@@ -136,17 +200,12 @@ def _run_loader(request: LoadRequest) -> tuple[list[str], list[int]]:
                 process.wait()
 
 
-def _converse(channel: socket.socket, request: LoadRequest) -> tuple[list[str], list[int]]:
-    send_message(
-        channel,
-        {
-            "source": request.source,
-            "flags": request.flags,
-            "include_directory": request.include_directory,
-            "hooks": [[hook.function, hook.tracepoint] for hook in request.hooks],
-            "maps": request.maps,
-        },
-    )
+def _converse(
+    channel: socket.socket, message: dict[str, Any], programs: Sequence[int]
+) -> tuple[list[str], list[int]]:
+    send_message(channel, message)
+    if programs:
+        socket.send_fds(channel, [b"\0"], list(programs))
     answer = receive_message(channel)
     if "error" in answer:
         raise MachineError(_explain(answer["error"], answer["detail"]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import platform
 import re
 from dataclasses import dataclass
 from enum import Enum
@@ -16,10 +17,22 @@ from pathlib import Path
 
 from otel_qtap.receiver.btf import KernelTypes
 
-__all__ = ["Hook", "LoadRequest", "MachineError", "Rung", "bpf_directory", "load_request"]
+__all__ = [
+    "LOG_HOOK",
+    "PROBES",
+    "Hook",
+    "LoadRequest",
+    "MachineError",
+    "Rung",
+    "bpf_directory",
+    "load_request",
+]
 
 CONNECTION_ENTRIES = 65536
 """Sockets the kernel side can keep in view at once; 8 MB of kernel memory."""
+
+
+PROBES = ("on_process_stream", "on_process_stream_return", "on_stream_free")
 
 
 class MachineError(Exception):
@@ -63,9 +76,15 @@ class LoadRequest:
     include_directory: str
     hooks: tuple[Hook, ...]
     maps: tuple[str, ...]
+    probes: tuple[str, ...] = PROBES
+    """Programs that are loaded, to be attached to functions of HAProxy if it comes to that."""
+    idle_hooks: tuple[Hook, ...] = ()
+    """Hooks that are loaded, to be attached to their tracepoints if it comes to that."""
 
 
-_MAPS = ("records", "connections", "excluded", "settings_map", "lost")
+_MAPS = (
+    "records", "connections", "excluded", "settings_map", "lost", "layouts", "haproxies",
+)  # fmt: skip
 
 _COMMON_HOOKS = (
     Hook("on_state_change", "inet_sock_set_state"),
@@ -100,6 +119,14 @@ _HOOKS = {
     ),
 }
 
+LOG_HOOK = Hook("on_log_write", "syscalls:sys_enter_writev")
+"""
+HAProxy writes its log to stdout or stderr.
+
+Attached on demand: the tracepoint of one system call costs every system call of the machine.
+The second rung pays that price anyway and needs no hook for it.
+"""
+
 _OFFSETS = {
     "OFF_SKC_DADDR": "sock_common.skc_daddr",
     "OFF_SKC_RCV_SADDR": "sock_common.skc_rcv_saddr",
@@ -112,7 +139,14 @@ _OFFSETS = {
     "OFF_SK_ERR": "sock.sk_err",
     "OFF_TASK_PID": "task_struct.pid",
     "OFF_TASK_TGID": "task_struct.tgid",
+    "OFF_SKC_NET": "sock_common.skc_net",
+    "OFF_NET_INUM": "net.ns.inum",
     "OFF_BPRM_FILENAME": "linux_binprm.filename",
+}
+# Where a thread keeps the address of its thread-local variables.
+_THREAD_POINTERS = {
+    "x86_64": "task_struct.thread.fsbase",
+    "aarch64": "task_struct.thread.uw.tp_value",
 }
 _SYSCALL_OFFSETS = {
     "OFF_TASK_FILES": "task_struct.files",
@@ -147,6 +181,8 @@ def load_request(rung: Rung, types: KernelTypes, ring_bytes: int) -> LoadRequest
     """
     names = _OFFSETS | (_SYSCALL_OFFSETS if rung is Rung.SYSCALLS else {})
     offsets = {name: types.offset(path) for name, path in names.items()}
+    thread_pointer = _THREAD_POINTERS.get(platform.machine(), _THREAD_POINTERS["x86_64"])
+    offsets["OFF_TASK_THREAD_POINTER"] = types.offset(thread_pointer)
     start_bytes = max(offsets[name] + size for name, size in _START_FIELDS.items())
     if start_bytes > _START_LIMIT:
         raise MachineError(
@@ -168,6 +204,7 @@ def load_request(rung: Rung, types: KernelTypes, ring_bytes: int) -> LoadRequest
         include_directory=str(directory),
         hooks=_HOOKS[rung],
         maps=_MAPS,
+        idle_hooks=(LOG_HOOK,) if rung is Rung.SOCKETS else (),
     )
 
 

@@ -8,6 +8,8 @@ each one byte of kind, four of length (little-endian) and a payload:
     P  facts about a process, JSON: they are in ``/proc`` only while it lives
     N  a name for an address as a process knows it, JSON
     L  something was lost, JSON
+    H  where a HAProxy process keeps its streams, JSON
+    S  the names of frontends and servers in a HAProxy process, JSON
     E  the end, JSON: why the recording stopped
 
 A recording holds traffic as it was, credentials included, so the file is made readable
@@ -27,15 +29,20 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeAlias
 
 from otel_qtap import __version__
 from otel_qtap.connection.model import Container, Process
 from otel_qtap.events import LostEvent
+from otel_qtap.haproxy import CheckedServer, NameTables, ServerName
+from otel_qtap.haproxy.layout import Layout, Offsets, StreamSource
 from otel_qtap.receiver.wire import WIRE_VERSION
 
 __all__ = [
     "AddressName",
+    "RecordedFact",
+    "RecordedLayout",
+    "RecordedNames",
     "RecordedProcess",
     "Recording",
     "RecordingError",
@@ -43,10 +50,12 @@ __all__ = [
 ]
 
 FORMAT = "otel-qtap recording"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_FRAME_BYTES = 1024 * 1024
 _FRAME = struct.Struct("<cI")
 _FLUSH_BYTES = 1024 * 1024
+_NAME_TABLES = ("servers", "checked", "frontends", "hosts")
+_MAX_NAMES = 2000  # of each kind, so that a frame stays small
 
 
 class RecordingError(Exception):
@@ -66,6 +75,23 @@ class AddressName(NamedTuple):
     process_id: int
     address: str
     name: str
+
+
+class RecordedLayout(NamedTuple):
+    """A process is a HAProxy, and its memory is laid out like this."""
+
+    process_id: int
+    layout: Layout
+
+
+class RecordedNames(NamedTuple):
+    """What HAProxy's configuration or the process itself says of its names."""
+
+    process_id: int
+    tables: NameTables
+
+
+RecordedFact: TypeAlias = RecordedProcess | AddressName | RecordedLayout | RecordedNames | LostEvent
 
 
 class RecordingWriter:
@@ -133,6 +159,22 @@ class RecordingWriter:
     def write_name(self, name: AddressName) -> None:
         """Add a name for an address."""
         self._frame(b"N", json.dumps(name._asdict()).encode())
+
+    def write_layout(self, process_id: int, layout: Layout) -> None:
+        """Add where a HAProxy process keeps its streams."""
+        content = asdict(layout) | {"source": layout.source.name}
+        body = {"process_id": process_id, "layout": content}
+        self._frame(b"H", json.dumps(body).encode())
+
+    def write_names(self, process_id: int, tables: NameTables) -> None:
+        """Add the names of a HAProxy process, in place of those that it had so far."""
+        content = {"asked_ns": tables.asked_ns, "has_log": tables.has_log} | {
+            # JSON has lists for tuples, and no keys but strings.
+            name: [[*end, value] for end, value in list(getattr(tables, name).items())[:_MAX_NAMES]]
+            for name in _NAME_TABLES
+        }
+        body = {"process_id": process_id, "tables": content}
+        self._frame(b"S", json.dumps(body).encode())
 
     def write_loss(self, event: LostEvent) -> None:
         """Add the news of a loss."""
@@ -216,7 +258,7 @@ class Recording:
         self.header: dict[str, Any] = header
         self.epoch_offset_ns: int = header["epoch_offset_ns"]
 
-    def __iter__(self) -> Iterator[bytes | RecordedProcess | AddressName | LostEvent]:
+    def __iter__(self) -> Iterator[bytes | RecordedFact]:
         while True:
             try:
                 head = self._stream.read(_FRAME.size)
@@ -252,7 +294,7 @@ class Recording:
     def _damage(self) -> RecordingError:
         return RecordingError(f"{self.path} is damaged: a frame that cannot be read")
 
-    def _decode(self, kind: bytes, payload: bytes) -> RecordedProcess | AddressName | LostEvent:
+    def _decode(self, kind: bytes, payload: bytes) -> RecordedFact:
         try:
             content = json.loads(payload)
             if kind == b"P":
@@ -263,11 +305,32 @@ class Recording:
                 )
             if kind == b"N":
                 return AddressName(**content)
+            if kind == b"H":
+                layout = content["layout"]
+                layout["source"] = StreamSource[layout["source"]]
+                layout["offsets"] = Offsets(*layout["offsets"])
+                return RecordedLayout(content["process_id"], Layout(**layout))
+            if kind == b"S":
+                return RecordedNames(content["process_id"], _name_tables(content["tables"]))
             if kind == b"L":
                 return LostEvent(**content)
         except (ValueError, KeyError, TypeError):
             pass
         raise self._damage()
+
+
+def _name_tables(content: dict[str, Any]) -> NameTables:
+    tables: dict[str, dict[tuple[str, int], Any]] = {
+        name: {(host, port): value for host, port, value in content[name]} for name in _NAME_TABLES
+    }
+    tables["servers"] = {
+        end: value and ServerName(*value) for end, value in tables["servers"].items()
+    }
+    tables["checked"] = {
+        end: value and CheckedServer(ServerName(*value[0]), *value[1:])
+        for end, value in tables["checked"].items()
+    }
+    return NameTables(**tables, asked_ns=content["asked_ns"], has_log=content["has_log"])
 
 
 def _tuples(content: dict[str, Any]) -> dict[str, Any]:

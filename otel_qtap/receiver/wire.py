@@ -11,20 +11,25 @@ import struct
 from socket import AF_INET, AF_INET6, inet_ntop
 
 from otel_qtap.events import (
+    NO_MARK,
     CloseEvent,
     CloseStep,
     DataEvent,
     Event,
     Flow,
+    LogEvent,
     OpenEvent,
     ProcessEvent,
     ProcessStep,
     Role,
+    SnapshotEvent,
+    StreamMark,
+    StreamState,
 )
 
 __all__ = ["LOST_REASONS", "WIRE_VERSION", "WireError", "decode"]
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 LOST_REASONS = (
     "ring_full",
@@ -36,16 +41,22 @@ LOST_REASONS = (
 )
 """Names of ``enum lost_reason``, in its order."""
 
-_KIND_OPEN, _KIND_DATA, _KIND_CLOSE, _KIND_PROCESS = 1, 2, 3, 4
-_DATA = struct.Struct("<xBxBIQQQII")  # header, offset, size, tid
+_KIND_OPEN, _KIND_DATA, _KIND_CLOSE, _KIND_PROCESS, _KIND_SNAPSHOT, _KIND_LOG = 1, 2, 3, 4, 5, 6
+_DATA = struct.Struct("<xBxBIQQQIIIxxxxQQII")  # header, offset, size, copied, tid, stream
 _DATA_SIZE = _DATA.size
-_OPEN = struct.Struct("<BBBBIQQQQ16s16sHHI")
-_CLOSE = struct.Struct("<BBBBIQQII")
+_OPEN = struct.Struct("<BBBBIQQQQ16s16sHHIQQII")
+_CLOSE = struct.Struct("<BBBBIQQIIQQQQII")
 _PROCESS = struct.Struct("<BBBBIQQII")
+_LOG = struct.Struct("<xxxxIQxxxxxxxxIxxxx")  # header, tid
+_SNAPSHOT_WORDS, _SNAPSHOT_TARGET, _SNAPSHOT_STREAM = 16, 64, 1024
+_SNAPSHOT = struct.Struct(
+    f"<BBBBIQQQ{_SNAPSHOT_WORDS}Q{_SNAPSHOT_WORDS * _SNAPSHOT_TARGET}sQQ{_SNAPSHOT_STREAM}s"
+)
 _TURNED = 1
 _JOINED_LATE = 1
 _IPV6 = 2
 _FLOWS = (Flow.RECEIVE, Flow.SEND)
+_STATES = tuple(StreamState)
 
 # What a named tuple's own constructor calls, which is Python code and takes twice as long.
 _new = tuple.__new__
@@ -60,10 +71,12 @@ def decode(record: memoryview | bytes) -> Event:
     try:
         kind = record[0]
         if kind == _KIND_DATA:
-            flow, flags, tgid, timestamp, connection, offset, size, tid = _DATA.unpack_from(record)
+            (flow, flags, tgid, timestamp, connection, offset, size, copied, tid,
+             address, task, serial, state) = _DATA.unpack_from(record)  # fmt: skip
             return _new(DataEvent, (
                 connection, timestamp, tgid, tid, _FLOWS[flow], offset, size,
-                flags == _TURNED, bytes(record[_DATA_SIZE:]),
+                flags == _TURNED, bytes(record[_DATA_SIZE : _DATA_SIZE + copied]),
+                _new(StreamMark, (_STATES[state], address, serial, task)) if state else NO_MARK,
             ))  # fmt: skip
         return _decode_other(kind, record)
     except (IndexError, ValueError, struct.error):
@@ -73,7 +86,8 @@ def decode(record: memoryview | bytes) -> Event:
 def _decode_other(kind: int, record: memoryview | bytes) -> Event:
     if kind == _KIND_OPEN:
         (_, _, role, flags, tgid, timestamp, connection, connect_started, established,
-         local, remote, local_port, remote_port, _) = _OPEN.unpack_from(record)  # fmt: skip
+         local, remote, local_port, remote_port, namespace,
+         address, task, serial, state) = _OPEN.unpack_from(record)  # fmt: skip
         return OpenEvent(
             connection_id=connection,
             timestamp_ns=timestamp,
@@ -86,14 +100,32 @@ def _decode_other(kind: int, record: memoryview | bytes) -> Event:
             connect_started_ns=connect_started,
             established_ns=established,
             joined_late=bool(flags & _JOINED_LATE),
+            namespace=namespace,
+            connecting=StreamMark(_STATES[state], address, serial, task),
         )
     if kind == _KIND_CLOSE:
-        _, step, _, _, tgid, timestamp, connection, error, _ = _CLOSE.unpack_from(record)
-        return CloseEvent(connection, timestamp, tgid, CloseStep(step), error)
+        (_, step, _, _, tgid, timestamp, connection, error, _, received, sent,
+         address, task, serial, state) = _CLOSE.unpack_from(record)  # fmt: skip
+        mark = StreamMark(_STATES[state], address, serial, task) if state else NO_MARK
+        return CloseEvent(
+            connection, timestamp, tgid, CloseStep(step), error, mark, (received, sent)
+        )
     if kind == _KIND_PROCESS:
         _, step, _, _, tgid, timestamp, _, parent, _ = _PROCESS.unpack_from(record)
         executable = bytes(record[_PROCESS.size :]).decode(errors="replace")
         return ProcessEvent(timestamp, tgid, ProcessStep(step), parent, executable)
+    if kind == _KIND_LOG:
+        tgid, timestamp, tid = _LOG.unpack_from(record)
+        return LogEvent(timestamp, tgid, tid, bytes(record[_LOG.size :]))
+    if kind == _KIND_SNAPSHOT:
+        _, _, role, _, tgid, timestamp, connection, where, *rest = _SNAPSHOT.unpack_from(record)
+        *words, targets, task, address, stream = rest
+        size = _SNAPSHOT_TARGET
+        return SnapshotEvent(
+            connection, timestamp, tgid, Role(role), where, tuple(words),
+            tuple(targets[i : i + size] for i in range(0, len(targets), size)),
+            task, address, stream,
+        )  # fmt: skip
     raise ValueError(kind)
 
 

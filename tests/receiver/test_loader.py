@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import socket
 import threading
@@ -16,7 +17,7 @@ import pytest
 from otel_qtap.receiver import bcc, loader
 from otel_qtap.receiver.btf import BtfError, KernelTypes
 from otel_qtap.receiver.loader import choose_rung, kernel_release, load
-from otel_qtap.receiver.programs import Hook, LoadRequest, MachineError, Rung
+from otel_qtap.receiver.programs import LOG_HOOK, Hook, LoadRequest, MachineError, Rung
 
 REQUEST = LoadRequest(
     source="int on_send() {}",
@@ -24,7 +25,20 @@ REQUEST = LoadRequest(
     include_directory="/bpf",
     hooks=(Hook("on_send", "sock_send_length"), Hook("on_enter", "syscalls:sys_enter_read")),
     maps=("records",),
+    probes=("on_process_stream",),
+    idle_hooks=(Hook("on_log_write", "syscalls:sys_enter_writev"),),
 )
+MESSAGE = {
+    "source": REQUEST.source,
+    "flags": ["-DX=1"],
+    "include_directory": "/bpf",
+    "hooks": [["on_send", "sock_send_length"], ["on_enter", "syscalls:sys_enter_read"]],
+    "maps": ["records"],
+    "probes": ["on_process_stream"],
+    "idle": ["on_log_write"],
+}
+"""What the loader process is sent."""
+
 ALL_CAPABILITIES = "CapEff:\t000001ffffffffff\n"
 
 
@@ -199,9 +213,13 @@ class FakeLoader:
 def converse() -> Iterator[Callable[..., Any]]:
     fakes: list[FakeLoader] = []
 
-    def start(serve: Callable[[socket.socket], None]) -> tuple[list[str], list[int]]:
+    def start(
+        serve: Callable[[socket.socket], None],
+        message: dict[str, Any] = MESSAGE,
+        programs: tuple[int, ...] = (),
+    ) -> tuple[list[str], list[int]]:
         fakes.append(FakeLoader(serve))
-        return loader._converse(fakes[-1].ours, REQUEST)
+        return loader._converse(fakes[-1].ours, message, programs)
 
     yield start
     for fake in fakes:
@@ -238,16 +256,87 @@ def test_the_descriptors_come_with_their_names(converse) -> None:
         assert Path(f"/proc/self/fd/{descriptor}").readlink() == Path("/dev/null")
         os.close(descriptor)
     assert is_done.wait(5)
-    assert seen == [
-        {
-            "source": REQUEST.source,
-            "flags": ["-DX=1"],
-            "include_directory": "/bpf",
-            "hooks": [["on_send", "sock_send_length"], ["on_enter", "syscalls:sys_enter_read"]],
-            "maps": ["records"],
-        },
-        b"\0",
+    assert seen == [MESSAGE, b"\0"]
+
+
+def test_all_that_is_to_be_loaded_is_sent(machine, monkeypatch) -> None:
+    """In the words of the loader process; the probes with the rest."""
+    machine()
+    sent: list[dict[str, Any]] = []
+
+    def run(message: dict[str, Any]) -> tuple[list[str], list[int]]:
+        sent.append(json.loads(json.dumps(message)))
+        return [], []
+
+    monkeypatch.setattr(loader, "_run_loader", run)
+    load(None, 1 << 20)
+
+    assert sent == [MESSAGE]
+
+
+def test_programs_go_along_to_be_attached(converse) -> None:
+    """One for each place; what keeps them attached comes back."""
+    seen: list[Any] = []
+
+    def serve(channel: socket.socket) -> None:
+        seen.append(_take(channel))
+        _, received, _, _ = socket.recv_fds(channel, 1, 2)
+        seen.append([Path(f"/proc/self/fd/{each}").readlink() for each in received])
+        bcc.send_message(channel, {"names": ["attachment:a"]})
+        socket.send_fds(channel, [b"\0"], received[:1])
+        for each in received:
+            os.close(each)
+        channel.recv(1)
+
+    with Path("/dev/null").open("rb") as null:
+        names, descriptors = converse(serve, {"attach": ["place"]}, (null.fileno(), null.fileno()))
+
+    assert names == ["attachment:a"]
+    assert seen == [{"attach": ["place"]}, [Path("/dev/null")] * 2]
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def test_places_are_told_with_their_programs(monkeypatch) -> None:
+    """By name, file, offset and end of the function; attachments come back by name."""
+    places = [
+        loader.ProbePlace("entry", Path("/proc/5/exe"), 0x1004),
+        loader.ProbePlace("return", Path("/proc/5/exe"), 0x1004, is_return=True),
     ]
+    asked: list[Any] = []
+
+    def run(message: dict[str, Any], programs: list[int]) -> tuple[list[str], list[int]]:
+        asked.append((message, programs))
+        return ["attachment:entry", "attachment:return"], [50, 51]
+
+    monkeypatch.setattr(loader, "_run_loader", run)
+
+    assert loader.attach(places, [10, 11]) == {"entry": 50, "return": 51}
+    assert asked == [
+        (
+            {
+                "attach": [
+                    ["entry", "/proc/5/exe", 0x1004, False],
+                    ["return", "/proc/5/exe", 0x1004, True],
+                ]
+            },
+            [10, 11],
+        )
+    ]
+
+
+def test_a_hook_is_told_with_its_program(monkeypatch) -> None:
+    """By its tracepoint; what keeps it attached comes back by that name."""
+    asked: list[Any] = []
+
+    def run(message: dict[str, Any], programs: list[int]) -> tuple[list[str], list[int]]:
+        asked.append((message, programs))
+        return ["attachment:syscalls:sys_enter_writev"], [50]
+
+    monkeypatch.setattr(loader, "_run_loader", run)
+
+    assert loader.attach_hook(LOG_HOOK, 10) == {"syscalls:sys_enter_writev": 50}
+    assert asked == [({"tracepoint": "syscalls:sys_enter_writev"}, [10])]
 
 
 _REFUSALS = [
@@ -296,7 +385,7 @@ def test_a_loader_that_does_not_answer_is_one_message(monkeypatch, program) -> N
     monkeypatch.setattr(loader, "_LOAD_TIMEOUT_S", 0.3)
 
     with pytest.raises(MachineError, match="the eBPF loader did not answer"):
-        loader._run_loader(REQUEST)
+        loader._run_loader(MESSAGE)
     assert started[0].returncode is not None
 
 
@@ -325,8 +414,9 @@ def test_a_machine_without_bcc_is_told_how_to_get_it(monkeypatch, tmp_path) -> N
 class FakeBpf:
     """What the loader uses of bcc."""
 
-    RAW_TRACEPOINT, TRACEPOINT = "raw", "ordinary"
+    RAW_TRACEPOINT, TRACEPOINT, KPROBE = "raw", "ordinary", "probe"
     refused = ""
+    refused_program = ""
     made: list[FakeBpf]
 
     def __init__(self, **options: Any) -> None:
@@ -340,8 +430,10 @@ class FakeBpf:
         return type("Map", (), {"map_fd": 10})()
 
     def load_func(self, name: str, kind: str) -> Any:
+        if name == self.refused_program:
+            raise OSError(f"Failed to load {name}")
         self.loaded.append((name, kind))
-        return type("Program", (), {"fd": 20})()
+        return type("Program", (), {"fd": 20 + len(self.loaded)})()
 
     def attach_raw_tracepoint(self, *, tp: str, fn_name: str) -> None:
         self._attach(self.raw_tracepoint_fds, tp, fn_name)
@@ -361,24 +453,15 @@ def fake_bpf(monkeypatch) -> type[FakeBpf]:
     module = ModuleType("bcc")
     module.BPF = FakeBpf  # type: ignore[attr-defined]
     monkeypatch.setattr(bcc, "import_bcc", lambda: module)
+    monkeypatch.setattr(FakeBpf, "module", module, raising=False)
     monkeypatch.setattr(bcc, "_see_tracing_files", lambda: None)
     monkeypatch.setenv("BCC_KERNEL_SOURCE", "")
     return FakeBpf
 
 
-def _wire_request() -> dict[str, Any]:
-    return {
-        "source": "text",
-        "flags": ["-DX=1"],
-        "include_directory": "/bpf",
-        "hooks": [["on_send", "sock_send_length"], ["on_enter", "syscalls:sys_enter_read"]],
-        "maps": ["records"],
-    }
-
-
 def test_the_loader_attaches_what_it_is_asked_to(fake_bpf) -> None:
     """Raw tracepoints by name alone, others by category; with the headers that we bring."""
-    names, descriptors = bcc._load(_wire_request())
+    names, descriptors = bcc._load(MESSAGE)
 
     assert names == [
         "map:records",
@@ -386,9 +469,14 @@ def test_the_loader_attaches_what_it_is_asked_to(fake_bpf) -> None:
         "attachment:sock_send_length",
         "program:on_enter",
         "attachment:syscalls:sys_enter_read",
+        "program:on_process_stream",
+        "program:on_log_write",
     ]
-    assert descriptors == [10, 20, 30, 20, 30]
-    assert fake_bpf.made[0].loaded == [("on_send", "raw"), ("on_enter", "ordinary")]
+    assert descriptors == [10, 21, 30, 22, 30, 23, 24]
+    assert fake_bpf.made[0].loaded == [
+        ("on_send", "raw"), ("on_enter", "ordinary"), ("on_process_stream", "probe"),
+        ("on_log_write", "ordinary"),
+    ]  # fmt: skip
     assert fake_bpf.made[0].options["cflags"] == ["-DX=1"]
     assert os.environ["BCC_KERNEL_SOURCE"] == "/bpf"
 
@@ -398,7 +486,87 @@ def test_a_tracepoint_that_is_not_there_is_named(fake_bpf, monkeypatch) -> None:
     monkeypatch.setattr(fake_bpf, "refused", "syscalls:sys_enter_read")
 
     with pytest.raises(RuntimeError, match="cannot attach to the tracepoint syscalls:sys_enter_re"):
-        bcc._load(_wire_request())
+        bcc._load(MESSAGE)
+
+
+@pytest.mark.parametrize("program", ["on_process_stream", "on_log_write"])
+def test_a_kernel_that_refuses_a_spare_program_goes_without(fake_bpf, monkeypatch, program) -> None:
+    """They add to the capture, which itself does not need them."""
+    monkeypatch.setattr(fake_bpf, "refused_program", program)
+
+    names, descriptors = bcc._load(MESSAGE)
+
+    assert len(names) == len(descriptors) == 6
+    assert not any(program in name for name in names)
+
+
+class Attaching:
+    """``bcc.lib`` as far as probes need it."""
+
+    def __init__(self, answer: int = 40) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self._answer = answer
+
+    def bpf_attach_uprobe(self, *arguments: Any) -> int:
+        self.asked.append(arguments)
+        return self._answer
+
+    def bpf_attach_tracepoint(self, *arguments: Any) -> int:
+        self.asked.append(arguments)
+        return self._answer
+
+
+def _ask_to_attach(fake_bpf, lib: Attaching, path: str) -> tuple[list[str], list[int], list[int]]:
+    ours, theirs = socket.socketpair()
+    fake_bpf.module.lib = lib
+    with ours, theirs, Path("/dev/null").open("rb") as null:
+        socket.send_fds(ours, [b"\0"], [null.fileno()] * 2)
+        places = [("entry", path, 0x1004, False), ("return", path, 0x1004, True)]
+        names, descriptors = bcc._attach(theirs, places)
+    programs = [asked[0] for asked in lib.asked]
+    return names, descriptors, programs
+
+
+def test_probes_are_attached_by_the_offset_in_the_file(fake_bpf) -> None:
+    """For all processes that run it; each with the program that came for it."""
+    lib = Attaching()
+    names, descriptors, programs = _ask_to_attach(fake_bpf, lib, "/opt/\udcff/haproxy")
+
+    assert (names, descriptors) == (["attachment:entry", "attachment:return"], [40, 40])
+    assert [Path(f"/proc/self/fd/{each}").readlink() for each in programs] == [
+        Path("/dev/null")
+    ] * 2
+    for each in programs:
+        os.close(each)
+    every_process = -1
+    for asked, (kind, name) in zip(lib.asked, [(0, b"_entry"), (1, b"_return")], strict=True):
+        assert (asked[1], asked[3:6]) == (kind, (b"/opt/\xff/haproxy", 0x1004, every_process))
+        assert asked[2].endswith(name)
+
+
+def test_a_probe_that_cannot_be_attached_is_named(fake_bpf) -> None:
+    """The agent goes on without."""
+    with pytest.raises(OSError, match="cannot attach to entry"):
+        _ask_to_attach(fake_bpf, Attaching(-1), "/opt/haproxy")
+
+
+@pytest.mark.parametrize("answer", [40, -1], ids=["attached", "refused"])
+def test_a_hook_is_attached_by_its_tracepoint(fake_bpf, answer) -> None:
+    """With the program that came for it; where that is refused, the tracepoint is named."""
+    ours, theirs = socket.socketpair()
+    lib = fake_bpf.module.lib = Attaching(answer)
+    with ours, theirs, Path("/dev/null").open("rb") as null:
+        socket.send_fds(ours, [b"\0"], [null.fileno()])
+        if answer < 0:
+            with pytest.raises(OSError, match="cannot attach to the tracepoint syscalls:sys_ent"):
+                bcc._attach_tracepoint(theirs, LOG_HOOK.tracepoint)
+        else:
+            told = bcc._attach_tracepoint(theirs, LOG_HOOK.tracepoint)
+            assert told == (["attachment:syscalls:sys_enter_writev"], [40])
+    ((program, *place),) = lib.asked
+    assert place == [b"syscalls", b"sys_enter_writev"]
+    assert Path(f"/proc/self/fd/{program}").readlink() == Path("/dev/null")
+    os.close(program)
 
 
 @pytest.mark.skipif(not Path("/sys/kernel/btf/vmlinux").exists(), reason="tells no types")

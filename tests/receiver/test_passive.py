@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from otel_qtap.receiver.btf import KernelTypes
-from otel_qtap.receiver.programs import Rung, bpf_directory, load_request
+from otel_qtap.receiver.programs import PROBES, Rung, bpf_directory, load_request
 
 _ALLOWED_HELPERS = {
     "bpf_get_current_pid_tgid",
@@ -65,7 +65,8 @@ def test_the_scan_sees_the_programs() -> None:
     names = {path.name for path in _sources()}
     called = set().union(*(re.findall(r"\b(bpf_\w+)\s*\(", _code(p)) for p in _sources()))
 
-    assert {"tap.bpf.c", "data.h", "connection.h", "sockets.h", "syscalls.h"} <= names
+    assert {"tap.bpf.c", "data.h", "connection.h", "haproxy.h"} <= names
+    assert {"sockets.h", "syscalls.h"} <= names
     assert {"bpf_probe_read_user", "bpf_ktime_get_ns"} <= called
     assert _FORBIDDEN.search("bpf_probe_write_user(p, &v, 1)")
     assert _FORBIDDEN.search("bpf_send_signal_thread(9)")
@@ -83,7 +84,8 @@ def test_only_tracepoints_are_asked_for(rung) -> None:
         def offset(self, path: str) -> int:  # noqa: ARG002
             return 0
 
-    for hook in load_request(rung, Types(), 1 << 20).hooks:
+    request = load_request(rung, Types(), 1 << 20)
+    for hook in request.hooks + request.idle_hooks:
         if hook.is_raw:
             assert re.fullmatch(r"(inet_sock|tcp|sched_process|sock)_\w+", hook.tracepoint)
         else:
@@ -91,23 +93,79 @@ def test_only_tracepoints_are_asked_for(rung) -> None:
 
 
 def test_the_loader_attaches_in_no_other_way() -> None:
-    """Its two calls are those for raw and for ordinary tracepoints."""
+    """To raw and ordinary tracepoints and to functions of a program, never to the kernel's."""
     source = Path(__file__).parents[2] / "otel_qtap" / "receiver" / "bcc.py"
     text = source.read_text(encoding="utf-8")
 
-    assert set(re.findall(r"\.(attach_\w+)\(", text)) == {
+    assert set(re.findall(r"\.((?:bpf_)?attach_\w+)\(", text)) == {
         "attach_raw_tracepoint",
         "attach_tracepoint",
+        "bpf_attach_tracepoint",
+        "bpf_attach_uprobe",
     }
-    assert set(re.findall(r"bcc\.BPF\.([A-Z_]+)", text)) == {"RAW_TRACEPOINT", "TRACEPOINT"}
+    # The kernel has one type of program for its own functions and for those of programs.
+    types = {"RAW_TRACEPOINT", "TRACEPOINT", "KPROBE"}
+    assert set(re.findall(r"bcc\.BPF\.([A-Z_]+)", text)) == types
+    assert set(re.findall(r"bcc\.lib\.(\w+)", text)) == {
+        "bpf_attach_tracepoint",
+        "bpf_attach_uprobe",
+    }
+
+
+def test_probes_keep_to_maps_of_their_own() -> None:
+    """A program on a function of HAProxy notes what it was called with, and nothing else."""
+    functions = dict(
+        re.findall(
+            r"^int (\w+)\(struct pt_regs \*ctx\)\n{(.*?)^}",
+            _code(bpf_directory() / "haproxy.h"),
+            re.DOTALL | re.MULTILINE,
+        )
+    )
+
+    assert set(functions) == set(PROBES)
+    for body in functions.values():
+        used = set(re.findall(r"(\w+(?:\.\w+)?)\(", body))
+        assert used <= {
+            "if", "PT_REGS_PARM1", "PT_REGS_PARM2", "bpf_get_current_pid_tgid", "stream_key",
+            "generations.lookup", "generations.update", "processing.update", "processing.delete",
+        }  # fmt: skip
+
+
+# Where the bytes that are read may go. A pointer into user memory is a number (u64) in these
+# programs and has to be cast where it is used, so the name of one cannot be among these.
+_TARGETS = {
+    "a variable on the stack": {
+        "&context", "&error", "&file", "&inode", "&limit", "&mode", "&name", "&net", "&next",
+        "&number", "&pid", "&pointer", "&protocol", "&segment", "&task", "&tgid", "call", "last",
+        "words",
+    },
+    "what the caller has on its stack or in a map": {
+        "&out->serial", "address->bytes", "probe", "start", "&c->local_port",
+    },
+    "memory of a map": {
+        "executed->executable", "record->context", "record->stream", "record->targets[i]",
+        "scratch->payload", "text",
+    },
+    "a record reserved in the ring": {"payload"},
+    "the parameter of the macro itself": {"&(destination)"},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("path", _sources(), ids=lambda p: p.name)
 def test_user_memory_is_never_the_target_of_a_read(path) -> None:
-    """What is read goes to the stack or into a map: the first argument is one of ours."""
-    for target in re.findall(r"bpf_probe_read_\w+\s*\(\s*([^,]+),", _code(path)):
-        assert re.match(
-            r"&?\(?(start|words|segment|probe|next|scratch->payload|address->bytes|destination|"
-            r"executed->executable)\b",
-            target,
-        ), target
+    """What is read goes to the stack, into a map or into the ring."""
+    code = _code(path)
+    targets = set(re.findall(r"\bbpf_probe_read_\w+\s*\(\s*([^,]+),", code))
+    targets |= {f"&{name}" for name in re.findall(r"\bREAD_FIELD\(\s*([^,]+),", code)}
+    targets.discard("&destination")
+
+    assert targets <= set().union(*_TARGETS.values())
+
+
+def test_every_target_of_a_read_is_still_one() -> None:
+    """A name that is not used any more is not left for something else to be called."""
+    code = "".join(map(_code, _sources()))
+    for target in set().union(*_TARGETS.values()):
+        name = target.removeprefix("&")
+        is_field = re.search(rf"\bREAD_FIELD\({re.escape(name)},", code)
+        assert is_field or re.search(rf"bpf_probe_read_\w+\(\s*{re.escape(target)},", code), target

@@ -54,14 +54,15 @@ def test_every_constant_that_the_programs_use_is_given(rung) -> None:
     used = set(re.findall(r"\bOFF_[A-Z0-9_]+\b", request.source))
     if rung is Rung.SOCKETS:
         # The other rung's header is in the text as well, behind an #ifdef.
-        own = "".join(
-            (bpf_directory() / name).read_text()
-            for name in ("sock.h", "connection.h", "data.h", "sockets.h", "process.h")
-        )
+        headers = (
+            "sock.h", "haproxy.h", "connection.h", "data.h", "log.h", "sockets.h", "process.h",
+        )  # fmt: skip
+        own = "".join((bpf_directory() / name).read_text() for name in headers)
         used = set(re.findall(r"\bOFF_[A-Z0-9_]+\b", own))
 
     assert used <= set(_constants(request))
     assert {"SOCK_START_BYTES", "RING_PAGES", "CONNECTION_ENTRIES"} <= set(_constants(request))
+    assert "OFF_TASK_THREAD_POINTER" in used
 
 
 @pytest.mark.parametrize("rung", list(Rung))
@@ -73,6 +74,35 @@ def test_every_hook_has_its_program(rung) -> None:
         assert re.search(rf"^int {hook.function}\(", request.source, re.MULTILINE)
     tracepoints = [hook.tracepoint for hook in request.hooks]
     assert len(tracepoints) == len(set(tracepoints))
+
+
+@pytest.mark.parametrize("rung", list(Rung))
+def test_probes_are_programs_too(rung) -> None:
+    """Loaded with the rest, because the compiler is gone by the time that one is wanted."""
+    request = _request(rung)
+
+    assert len(request.probes) == 3
+    for function in request.probes:
+        assert re.search(rf"^int {function}\(struct pt_regs ", request.source, re.MULTILINE)
+        assert function not in {hook.function for hook in request.hooks}
+
+
+@pytest.mark.parametrize(
+    ("machine", "field"),
+    [
+        ("x86_64", "task_struct.thread.fsbase"),
+        ("aarch64", "task_struct.thread.uw.tp_value"),
+    ],
+)
+def test_the_thread_pointer_is_where_the_architecture_keeps_it(monkeypatch, machine, field) -> None:
+    """Thread-local variables of HAProxy are found from there."""
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    types = Types(**{field.rpartition(".")[2]: 0x1234})
+
+    request = load_request(Rung.SOCKETS, types, 1 << 20)
+
+    assert _constants(request)["OFF_TASK_THREAD_POINTER"] == 0x1234
+    assert field in types.asked
 
 
 @pytest.mark.parametrize("rung", list(Rung))
@@ -90,6 +120,15 @@ def test_the_first_rung_needs_no_tracing_file_system() -> None:
 
     assert all(hook.is_raw for hook in hooks)
     assert {h.tracepoint for h in hooks} >= {"sock_send_length", "sock_recv_length"}
+
+
+def test_no_system_call_is_watched_by_the_first_rung_from_the_start() -> None:
+    """The one for HAProxy's stdout is loaded to be attached when it is needed."""
+    request = _request(Rung.SOCKETS)
+
+    assert [hook.tracepoint for hook in request.idle_hooks] == ["syscalls:sys_enter_writev"]
+    assert re.search(rf"^int {request.idle_hooks[0].function}\(", request.source, re.MULTILINE)
+    assert not _request(Rung.SYSCALLS).idle_hooks
 
 
 def test_the_second_rung_sees_entry_and_exit_of_each_call() -> None:

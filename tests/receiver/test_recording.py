@@ -10,13 +10,22 @@ from pathlib import Path
 import pytest
 
 from otel_qtap.events import LostEvent
+from otel_qtap.haproxy.layout import Layout, Offsets, StreamSource
 from otel_qtap.receiver.recording import (
+    FORMAT_VERSION,
     AddressName,
+    RecordedLayout,
     RecordedProcess,
     Recording,
     RecordingError,
     RecordingWriter,
 )
+from otel_qtap.receiver.wire import WIRE_VERSION
+
+LAYOUT = Layout(
+    number=3, process_stream=0x5555_0000_1000, thread_context=-96, contexts=0x5555_0010_0000,
+    contexts_size=32768, source=StreamSource.THREAD, offsets=Offsets(40, 16, 4),
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -37,13 +46,14 @@ def _rewrite(path: Path, content: bytes) -> None:
 
 
 def test_everything_comes_out_in_order(path, make_process, make_container) -> None:
-    """Records, facts, names and losses, as they were written."""
+    """Records, facts, names, layouts and losses, as they were written."""
     writer = RecordingWriter(path, epoch_offset_ns=42, limit_bytes=10**9)
     process = make_process(arguments=("haproxy", "--password=x"), environment=(("A", "b"),))
     container = make_container(labels=(("a", "b"),), addresses=(("10.0.0.1", "net"),))
     writer.write_process(process, container)
     writer.write_process(make_process(pid=5), None)
     writer.write_name(AddressName(5, "10.0.0.1", "db"))
+    writer.write_layout(5, LAYOUT)
     writer.write_record(b"one")
     writer.write_record(memoryview(b"two"))
     writer.write_loss(LostEvent(7, "ring_full", 3))
@@ -55,6 +65,7 @@ def test_everything_comes_out_in_order(path, make_process, make_container) -> No
         RecordedProcess(make_process(arguments=(), environment=(("A", "b"),)), container),
         RecordedProcess(make_process(pid=5, arguments=()), None),
         AddressName(5, "10.0.0.1", "db"),
+        RecordedLayout(5, LAYOUT),
         b"one",
         b"two",
         LostEvent(7, "ring_full", 3),
@@ -145,8 +156,8 @@ def test_an_agent_that_is_killed_leaves_most_of_its_recording(path) -> None:
 
 def _header(**changes: object) -> bytes:
     header = {
-        "format": "otel-qtap recording", "version": 1, "wire_version": 1, "agent": "9.9",
-        "epoch_offset_ns": 0,
+        "format": "otel-qtap recording", "version": FORMAT_VERSION, "wire_version": WIRE_VERSION,
+        "agent": "9.9", "epoch_offset_ns": 0,
     }  # fmt: skip
     return json.dumps(header | changes).encode() + b"\n"
 
@@ -159,9 +170,12 @@ _NOT_RECORDINGS = [
     pytest.param(gzip.compress(b'{"format": "x"}\n'), "not a recording", id="other-format"),
     pytest.param(gzip.compress(b"x" * 99)[:-12], "not a recording", id="cut-in-header"),
     pytest.param(
-        gzip.compress(_header(version=2)), "made by otel-qtap 9.9 in format 2.1", id="newer"
+        gzip.compress(_header(version=1, wire_version=1)),
+        r"made by otel-qtap 9\.9 in format 1\.1; this is .*, which reads 2\.2",
+        id="older",
     ),
-    pytest.param(gzip.compress(_header(wire_version=9)), "format 1.9", id="newer-records"),
+    pytest.param(gzip.compress(_header(version=3)), r"in format 3\.2", id="newer"),
+    pytest.param(gzip.compress(_header(wire_version=9)), r"in format 2\.9", id="newer-records"),
     pytest.param(gzip.compress(_header(epoch_offset_ns="x")), "not a recording", id="bad-clock"),
 ]
 
@@ -176,6 +190,15 @@ def test_what_is_no_recording_is_refused(path, content, message) -> None:
     assert str(path) in str(caught.value)
 
 
+def _layout_frame(**changes: object) -> bytes:
+    layout = {
+        "number": 3, "process_stream": 1, "thread_context": 2, "contexts": 3, "contexts_size": 4,
+        "source": "THREAD", "offsets": [32, 8, 12],
+    }  # fmt: skip
+    payload = json.dumps({"process_id": 5, "layout": layout | changes}).encode()
+    return b"H" + struct.pack("<I", len(payload)) + payload
+
+
 _DAMAGED = [
     pytest.param(b"R\xff\xff\xff\xff", id="endless-frame"),
     pytest.param(b"X\x02\0\0\0{}", id="unknown-kind"),
@@ -183,6 +206,10 @@ _DAMAGED = [
     pytest.param(b"P\x02\0\0\0[]", id="process-that-is-a-list"),
     pytest.param(b"N\x03\0\0\0{x}", id="name-that-is-no-json"),
     pytest.param(b'L\x07\0\0\0{"a":1}', id="loss-with-other-fields"),
+    pytest.param(b"H\x02\0\0\0{}", id="layout-without-fields"),
+    pytest.param(_layout_frame(source="GUESS"), id="layout-from-an-unknown-source"),
+    pytest.param(_layout_frame(offsets=[1, 2]), id="layout-without-all-offsets"),
+    pytest.param(_layout_frame(more=1), id="layout-with-other-fields"),
     pytest.param(b"E\x03\0\0\0{x}", id="end-that-is-no-json"),
     pytest.param(b"E\x02\0\0\0[]", id="end-that-is-a-list"),
 ]

@@ -1,0 +1,201 @@
+"""
+What a HAProxy executable says about itself: where its functions and variables lie.
+
+HAProxy is linked with ``--export-dynamic``, so even a stripped package names its
+functions. Everything here is read once per executable; nothing is taken from a table of
+versions.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from elftools.elf.elffile import ELFFile
+from elftools.elf.hash import GNUHashTable
+from elftools.elf.sections import SymbolTableSection
+from elftools.elf.segments import Segment
+
+__all__ = ["BinaryError", "HaproxyBinary", "load_bias", "read_binary"]
+
+_PAGE = os.sysconf("SC_PAGESIZE")
+_MAPPING = re.compile(
+    r"([0-9a-f]+)-[0-9a-f]+ \S+ ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+)", re.ASCII
+)
+_ENDBR64 = b"\xf3\x0f\x1e\xfa"
+_CODE_BYTES = 16
+_THREAD_CONTROL_BLOCK = 16  # arm64: what stands before the first thread-local variable
+
+
+class BinaryError(Exception):
+    """A file that is not a HAProxy with exported symbols; the text says what is missing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HaproxyBinary:
+    """The places that identify the stream being processed; addresses as linked."""
+
+    process_stream: int
+    thread_context: int
+    """Offset of the thread-local variable ``th_ctx`` from the thread pointer."""
+    contexts: int
+    """Address of ``ha_thread_ctx``, the array that ``th_ctx`` points into."""
+    contexts_size: int
+    first_address: int
+    """Address of the first page of the file, which the load bias is counted from."""
+    process_stream_probe: int
+    """Offset in the file at which a probe on ``process_stream`` costs least."""
+    stream_free_probe: int
+    """The same for ``stream_free``; 0 where it is not exported."""
+    has_cheap_probes: bool
+    """Whether the kernel emulates the instructions there: else a probe costs ten times more."""
+
+
+def read_binary(path: Path) -> HaproxyBinary:
+    """
+    Read an ELF executable (x86-64 or arm64).
+
+    Raises ``BinaryError`` if it lacks what is needed, and ``OSError``.
+    """
+    try:
+        with path.open("rb") as file:
+            return _read(ELFFile(file))
+    except (BinaryError, OSError):
+        raise
+    except Exception as error:  # what a broken file does to its reader is the file's fault
+        raise BinaryError(f"not a readable ELF executable ({type(error).__name__})") from None
+
+
+def load_bias(process_id: int, binary: HaproxyBinary) -> int:
+    """
+    Return what a running process adds to the addresses of its executable.
+
+    From ``/proc/PID/maps``, by the device and inode of ``/proc/PID/exe``, so that chroot
+    and containers make no difference. Raises ``OSError`` and ``BinaryError``.
+    """
+    place = Path(f"/proc/{process_id}")
+    status = (place / "exe").stat()
+    for line in (place / "maps").read_text(encoding="utf-8", errors="replace").splitlines():
+        found = _MAPPING.match(line)
+        if found is None:
+            continue
+        start, offset, major, minor, inode = found.groups()
+        device = (int(major, 16), int(minor, 16))
+        if (
+            int(inode) == status.st_ino
+            and int(offset, 16) == 0
+            and device == (os.major(status.st_dev), os.minor(status.st_dev))
+        ):
+            return int(start, 16) - binary.first_address
+    # An overlay file system shows another device here than stat does: then by the path.
+    executable = str((place / "exe").readlink())
+    for line in (place / "maps").read_text(encoding="utf-8", errors="replace").splitlines():
+        found = _MAPPING.match(line)
+        if found and line.endswith(f" {executable}") and int(found[2], 16) == 0:
+            return int(found[1], 16) - binary.first_address
+    raise BinaryError("the executable is not mapped in its own process")
+
+
+def _read(elf: ELFFile) -> HaproxyBinary:
+    machine = elf["e_machine"]
+    if machine not in ("EM_X86_64", "EM_AARCH64"):
+        raise BinaryError(f"made for {machine}, not for x86-64 or arm64")
+    symbols = _symbols(elf, ("process_stream", "stream_free", "th_ctx", "ha_thread_ctx"))
+    missing = {"process_stream", "th_ctx", "ha_thread_ctx"} - symbols.keys()
+    if missing:
+        raise BinaryError(f"does not export {', '.join(sorted(missing))}")
+    segments = list(elf.iter_segments())
+    tls = next((s for s in segments if s["p_type"] == "PT_TLS"), None)
+    if tls is None or symbols["th_ctx"].type != "STT_TLS":
+        raise BinaryError("th_ctx is not a thread-local variable")
+    first = next(s for s in segments if s["p_type"] == "PT_LOAD" and s["p_offset"] == 0)
+    probe, is_cheap = _probe_place(elf, symbols["process_stream"].value, machine)
+    freed = 0
+    if "stream_free" in symbols:
+        freed, free_is_cheap = _probe_place(elf, symbols["stream_free"].value, machine)
+        is_cheap = is_cheap and free_is_cheap
+    return HaproxyBinary(
+        process_stream=symbols["process_stream"].value,
+        thread_context=_thread_offset(symbols["th_ctx"].value, tls, machine),
+        contexts=symbols["ha_thread_ctx"].value,
+        contexts_size=symbols["ha_thread_ctx"].size,
+        first_address=first["p_vaddr"] // _PAGE * _PAGE,
+        process_stream_probe=probe,
+        stream_free_probe=freed,
+        has_cheap_probes=is_cheap,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Symbol:
+    value: int
+    size: int
+    type: str
+
+
+def _symbols(elf: ELFFile, names: tuple[str, ...]) -> dict[str, _Symbol]:
+    """Return those of ``names`` that the executable defines for others to use."""
+    dynamic = elf.get_section_by_name(".dynsym")
+    table = elf.get_section_by_name(".gnu.hash")
+    if not isinstance(dynamic, SymbolTableSection):
+        raise BinaryError("exports no symbols")
+    if table is not None:
+        hashes = GNUHashTable(elf, table["sh_offset"], dynamic)
+        found = [(name, hashes.get_symbol(name)) for name in names]
+    else:
+        found = [(name, next(iter(dynamic.get_symbol_by_name(name) or ()), None)) for name in names]
+    return {
+        name: _Symbol(symbol["st_value"], symbol["st_size"], symbol["st_info"]["type"])
+        for name, symbol in found
+        if symbol is not None and symbol["st_shndx"] != "SHN_UNDEF"
+    }
+
+
+def _thread_offset(value: int, tls: Segment, machine: str) -> int:
+    """
+    Return where a thread-local variable of the main executable lies.
+
+    The ABI's variant II (x86-64: below the thread pointer) and variant I (arm64: above);
+    Drepper, "ELF Handling For Thread-Local Storage", section 3.
+    """
+    size, align, address = (int(tls[name]) for name in ("p_memsz", "p_align", "p_vaddr"))
+    align = max(align, 1)
+    if machine == "EM_AARCH64":
+        return _round_up(_THREAD_CONTROL_BLOCK, align) + value
+    first_block = -address & (align - 1)
+    return value - (_round_up(size - first_block, align) + first_block)
+
+
+def _round_up(value: int, align: int) -> int:
+    return (value + align - 1) // align * align
+
+
+def _probe_place(elf: ELFFile, address: int, machine: str) -> tuple[int, bool]:
+    """
+    Return where in the file to put a probe on a function, and whether it is cheap there.
+
+    The kernel emulates a ``push`` or a ``nop`` (2 to 3 us for a hit in a virtual machine)
+    but must single-step ``endbr64`` and most others (over 20 us). Behind ``endbr64`` the
+    arguments still are in their registers and the return address is on top of the stack.
+    """
+    segment = next(
+        s
+        for s in elf.iter_segments()
+        if s["p_type"] == "PT_LOAD" and s["p_vaddr"] <= address < s["p_vaddr"] + s["p_filesz"]
+    )
+    offset = address - segment["p_vaddr"] + segment["p_offset"]
+    elf.stream.seek(offset)
+    code = elf.stream.read(_CODE_BYTES)
+    if machine != "EM_X86_64":
+        return offset, True
+    if code.startswith(_ENDBR64) and _is_emulated(code[4:]):
+        return offset + 4, True
+    return offset, _is_emulated(code)
+
+
+def _is_emulated(code: bytes) -> bool:
+    """Whether the kernel emulates the first instruction (arch/x86/kernel/uprobes.c)."""
+    first = code[1] if code[0] == 0x41 else code[0]  # REX.B: push r8 to r15
+    return 0x50 <= first <= 0x57 or code[0] in (0x90, 0xE8, 0xE9, 0xEB)

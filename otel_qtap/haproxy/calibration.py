@@ -1,0 +1,198 @@
+"""
+Find and verify where a HAProxy keeps the stream that a thread is processing.
+
+Sans-I/O: snapshots in, a verdict out. A snapshot is taken by the kernel side while the
+thread is in a system call, so its memory stands still. Nothing is believed because of a
+version number: each of the offsets must explain every snapshot.
+
+    current, process   the only place where, whenever a client is being answered, a word of
+                       the thread's context points to what holds the address of
+                       ``process_stream``
+    the argument       points to something that holds the address of the task (stream->task)
+    serial             never falls at one address, names one stream only, and rises with
+                       every answer on a client's connection
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from enum import Enum
+
+from otel_qtap.events import DataEvent, Role, SnapshotEvent
+from otel_qtap.haproxy.layout import Layout, Offsets
+
+__all__ = ["Calibration", "Verdict"]
+
+_WORDS = struct.Struct("<8Q")
+_SERIALS = struct.Struct("<16I")
+_ENOUGH = 64  # snapshots inside process_stream
+_SOME = 16  # answers: enough to see that the offsets in force explain none of them
+_NEARLY_ALL = 0.9
+_TOO_MANY = 1024  # if these do not decide it, nothing will
+
+
+class Verdict(Enum):
+    """What is known about the offsets that are in force."""
+
+    OPEN = "open"
+    """Not enough was seen."""
+    VERIFIED = "verified"
+    CHANGED = "changed"
+    """They were wrong, others explain what was seen: see ``Calibration.offsets``."""
+    REFUTED = "refuted"
+    """Nothing explains what was seen; ``Calibration.reason`` says what."""
+
+
+class Calibration:
+    """Looks for the offsets of one layout."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self.offsets = layout.offsets
+        self.reason = ""
+        self._answers = 0
+        self._explained: Counter[tuple[int, int]] = Counter()
+        """How often each place would have explained that a client was being answered."""
+        self._hits = 0
+        self._owners: set[int] | None = None
+        """Offsets in the stream at which the task stood each time."""
+        self._serials = _SerialSearch()
+        self._is_changed = False
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether something speaks for the offsets in force, and nothing against them."""
+        return (
+            not self.reason
+            and not self._is_changed
+            and self._hits > 0
+            and self.offsets.serial in self._serials.candidates
+        )
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the snapshots so far say."""
+        if self.reason:
+            return Verdict.REFUTED
+        if self._is_changed:
+            return Verdict.CHANGED
+        if self._hits < _ENOUGH or not self._serials.is_tried:
+            return Verdict.OPEN
+        candidates = self._serials.candidates
+        if len(candidates) == 1:
+            return Verdict.VERIFIED if self.offsets.serial in candidates else Verdict.CHANGED
+        if self._hits > _TOO_MANY:
+            self.reason = "the number of a stream is not to be told from other fields"
+            return Verdict.REFUTED
+        return Verdict.OPEN
+
+    @property
+    def found(self) -> Offsets:
+        """The offsets that explain the snapshots."""
+        candidates = self._serials.candidates
+        if len(candidates) == 1:
+            return self.offsets._replace(serial=next(iter(candidates)))
+        return self.offsets
+
+    def observe(self, snapshot: SnapshotEvent, data: DataEvent) -> None:
+        """Take a snapshot and the bytes that the thread was sending meanwhile."""
+        if self.reason or self._is_changed:
+            return
+        layout = self._layout
+        if not 0 <= snapshot.context_address - layout.contexts < layout.contexts_size:
+            self.reason = "the thread's context is not where its thread-local storage says"
+            return
+        hits = _places_of(layout.process_stream, snapshot)
+        is_answer = snapshot.role is Role.SERVER and _begins_answer(data)
+        if hits and is_answer:
+            self._weigh(hits)
+        if (self.offsets.current, self.offsets.process) in hits and not self._is_changed:
+            self._hits += 1
+            self._look_at_stream(snapshot, is_answer=is_answer)
+
+    def _weigh(self, hits: set[tuple[int, int]]) -> None:
+        """
+        Take the places at which the function was found while a client was being answered.
+
+        HAProxy does that in ``process_stream``, nearly always (a request that it cannot read
+        has no stream). Tasks that wait for their turn hold the function, too, so what is
+        found now and then means nothing.
+        """
+        self._answers += 1
+        self._explained.update(hits)
+        share = self._answers * _NEARLY_ALL
+        places = [place for place, times in self._explained.items() if times >= share]
+        ours = (self.offsets.current, self.offsets.process)
+        if self._answers >= _ENOUGH and len(places) != 1:
+            where = "at several places" if places else "not at the same place each time"
+            self.reason = f"the running task is {where}"
+        elif self._answers >= _SOME and len(places) == 1 and places[0] != ours:
+            self.offsets = Offsets(*places[0], self.offsets.serial)
+            self._is_changed = True
+
+    def _look_at_stream(self, snapshot: SnapshotEvent, *, is_answer: bool) -> None:
+        if not snapshot.task or not snapshot.stream_address:
+            return  # taken before the offsets came into force
+        words = struct.iter_unpack("<Q", snapshot.stream)
+        owners = {i for i, (word,) in enumerate(words) if word == snapshot.task}
+        owners = owners if self._owners is None else self._owners & owners
+        if not owners:
+            self.reason = "the argument of process_stream does not point back to its task"
+            return
+        self._owners = owners
+        self._serials.observe(snapshot, is_answer=is_answer)
+        if not self._serials.candidates:
+            self.reason = "no field of a stream behaves like its number"
+
+
+class _SerialSearch:
+    """Rules out the fields of a stream that cannot be its number."""
+
+    def __init__(self) -> None:
+        self.candidates = set(range(0, 64, 4))
+        self._owner: dict[tuple[int, int, int], int] = {}
+        """Address of the stream, by offset, process and value: processes count on their own."""
+        self._newest: dict[tuple[int, int, int], int] = {}
+        self._answered: dict[tuple[int, int, str, int], int] = {}
+        self._answers = 0
+
+    @property
+    def is_tried(self) -> bool:
+        """Whether there were two requests at least for the number to tell apart."""
+        return self._answers > 1
+
+    def observe(self, snapshot: SnapshotEvent, *, is_answer: bool) -> None:
+        """Take the start of a stream; ``is_answer``: it begins to answer its request."""
+        values = _SERIALS.unpack_from(snapshot.stream)
+        process, address = snapshot.process_id, snapshot.stream_address
+        connection = snapshot.connection_id
+        self._answers += is_answer
+        for offset in tuple(self.candidates):
+            value = values[offset // 4]
+            is_possible = self._owner.setdefault((offset, process, value), address) == address
+            is_possible &= value >= self._newest.get((offset, process, address), 0)
+            self._newest[offset, process, address] = value
+            if is_answer:  # a stream answers one request, so this is a newer one
+                at, on = (offset, process, "at", address), (offset, process, "on", connection)
+                for key in (at, on):
+                    is_possible &= value > self._answered.get(key, -1)
+                    self._answered[key] = value
+            if not is_possible:
+                self.candidates.discard(offset)
+
+
+def _places_of(function: int, snapshot: SnapshotEvent) -> set[tuple[int, int]]:
+    """Return all (current, process) that lead from the context to the function."""
+    return {
+        (8 * i, 8 * j)
+        for i, (word, target) in enumerate(zip(snapshot.context, snapshot.targets, strict=True))
+        if word
+        for j, value in enumerate(_WORDS.unpack_from(target)[:-1])
+        if value == function
+    }
+
+
+def _begins_answer(data: DataEvent) -> bool:
+    """Whether the bytes begin the final answer to a client's request."""
+    return data.data.startswith(b"HTTP/1.") and data.data[9:10] != b"1"

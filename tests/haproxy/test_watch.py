@@ -1,0 +1,517 @@
+"""HAProxy processes are found, and the kernel side is told how to tell their streams."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from traffic.haproxy import find_binaries
+from traffic.world import wait_until
+
+from otel_qtap.config.model import LinkMode
+from otel_qtap.counters import CounterSet
+from otel_qtap.events import ProcessEvent, ProcessStep
+from otel_qtap.haproxy import watch
+from otel_qtap.haproxy.binary import read_binary
+from otel_qtap.haproxy.calibration import Verdict
+from otel_qtap.haproxy.layout import DEFAULT_OFFSETS, Layout, Offsets, StreamSource
+from otel_qtap.haproxy.watch import HaproxyWatch
+
+BINARY = next(iter(find_binaries().values()), Path("/usr/sbin/haproxy"))
+"""HAProxy of one version, where the version does not matter."""
+
+_CONFIG = """\
+global
+    nbthread 1
+defaults
+    mode http
+    timeout client 1s
+    timeout server 1s
+    timeout connect 1s
+frontend front
+    bind unix@{socket}
+"""
+
+
+class Receiver:
+    """What the kernel side was told, in its order."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+        self.layouts: dict[int, Layout] = {}
+        self.snapshots: dict[int, int] = {}
+        self.assigned: dict[int, int] = {}
+        self.attached: list[tuple[bytes, int, int]] = []
+        self.refusal = ""
+        self.before_attaching: Callable[[], object] = lambda: None
+
+    def write_layout(self, layout: Layout, snapshots: int = 0) -> None:
+        self.told.append(("layout", layout.number))
+        self.layouts[layout.number] = layout
+        self.snapshots[layout.number] = snapshots
+
+    def assign_layout(self, process_id: int, number: int) -> bool:
+        self.told.append(("assign", process_id, number))
+        self.assigned[process_id] = number
+        return True
+
+    def attach_probes(self, executable: Path, process_stream: int, stream_free: int) -> str:
+        self.before_attaching()
+        self.attached.append((executable.read_bytes(), process_stream, stream_free))
+        return self.refusal
+
+    def learn(self, process_id: int, layout: Layout) -> None:
+        self.told.append(("learn", process_id, layout.number))
+
+    def layout_of(self, process_id: int) -> Layout:
+        return self.layouts[self.assigned[process_id]]
+
+
+class Watched:
+    """A watch, and what it told whom."""
+
+    def __init__(self, mode: LinkMode) -> None:
+        self.receiver = Receiver()
+        self.counters = CounterSet()
+        self.learned: list[tuple[int, Layout]] = []
+        self.watch = HaproxyWatch(self.receiver, self._learn, self.counters, mode=mode)
+
+    def _learn(self, process_id: int, layout: Layout) -> None:
+        self.receiver.learn(process_id, layout)
+        self.learned.append((process_id, layout))
+
+    def event(self, pid: int, step: ProcessStep, parent: int = 0) -> None:
+        self.watch.follow(ProcessEvent(1, pid, step, parent, ""))
+
+    def decide(self, pid: int, verdict: Verdict, reason: str = "", **changes: object) -> Layout:
+        """Bring a verdict about the layout of a process; returns what is in force then."""
+        layout = replace(self.receiver.layout_of(pid), **changes)
+        if verdict is Verdict.REFUTED:
+            layout = replace(layout, source=StreamSource.NOTHING)
+        self.watch.decide(layout, verdict, reason)
+        return self.receiver.layout_of(pid)
+
+    def processes(self) -> dict[str, float]:
+        """Return how many processes are linked in which way."""
+        return {
+            dict(sample.labels)["method"]: sample.value
+            for sample in self.counters.samples()
+            if sample.name == "otel_qtap.link.processes"
+        }
+
+
+@pytest.fixture
+def watched() -> Callable[..., Watched]:
+    """``watched(mode) -> Watched``."""
+
+    def make(mode: LinkMode = LinkMode.AUTO) -> Watched:
+        return Watched(mode)
+
+    return make
+
+
+@pytest.fixture
+def start(tmp_path) -> Iterator[Callable[..., int]]:
+    """
+    ``start(binary, in_place=…) -> pid`` of a HAProxy that listens on a Unix socket.
+
+    The kernel puts it where it likes, unless ``in_place`` is asked for.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def run(binary: Path = BINARY, *, in_place: bool = False) -> int:
+        directory = tmp_path / f"haproxy-{len(processes)}"
+        directory.mkdir()
+        config = directory / "haproxy.cfg"
+        config.write_text(_CONFIG.format(socket=directory / "socket"))
+        before = ["setarch", "-R"] if in_place else []
+        process = subprocess.Popen([*before, str(binary), "-db", "-f", str(config)])
+        processes.append(process)
+        wait_until((directory / "socket").exists, 10, "HAProxy")
+        return process.pid
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    """A process that is no HAProxy."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process.pid
+        process.kill()
+
+
+def mapping_of(pid: int, address: int) -> str:
+    """Return the line of ``/proc/PID/maps`` that holds an address."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        found = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+        assert found
+        if int(found[1], 16) <= address < int(found[2], 16):
+            return line
+    return ""
+
+
+# Finding -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", list(find_binaries()))
+def test_a_haproxy_that_runs_is_found(watched, start, sleeper, version) -> None:
+    """Its function lies in its code, its contexts lie in its data, and others are left alone."""
+    pid = start(find_binaries()[version])
+    each = watched()
+
+    each.watch.find()
+
+    layout = each.receiver.layout_of(pid)
+    assert (layout.source, layout.offsets) == (StreamSource.THREAD, DEFAULT_OFFSETS)
+    assert " r-xp " in mapping_of(pid, layout.process_stream)
+    last = layout.contexts + layout.contexts_size - 1
+    assert " rw-p " in mapping_of(pid, layout.contexts)
+    assert " rw-p " in mapping_of(pid, last)
+    assert (pid, layout) in each.learned
+    assert each.receiver.snapshots[layout.number] == 256
+    assert sleeper not in each.receiver.assigned
+    assert each.watch.method_of(pid) == "fast"
+    assert each.watch.method_of(sleeper) == "passive"
+
+
+def test_what_a_process_has_is_known_before_it_comes_into_force(watched, start) -> None:
+    """No mark can come of a layout that nobody has heard of."""
+    pid = start()
+    each = watched()
+
+    each.watch.inspect(pid)
+    each.watch.inspect(pid)
+
+    number = each.receiver.assigned[pid]
+    assert each.receiver.told == [
+        ("layout", number),
+        ("learn", pid, number),
+        ("assign", pid, number),
+    ]
+
+
+def test_processes_in_the_same_place_have_one_layout(watched, start) -> None:
+    """As forked ones are, or all of a program without ``-pie``: what is verified holds for all."""
+    pids = [start(in_place=True) for _ in range(2)]
+    each = watched()
+
+    for pid in pids:
+        each.watch.inspect(pid)
+    layout = each.decide(pids[0], Verdict.VERIFIED)
+
+    assert [each.receiver.layout_of(pid) for pid in pids] == [layout, layout]
+    assert each.processes() == {"fast": 2, "probe": 0, "passive": 0}
+
+
+def test_each_start_has_a_layout_of_its_own(watched, start) -> None:
+    """The kernel puts a program elsewhere each time."""
+    first, second = start(), start()
+    each = watched()
+
+    each.watch.inspect(first)
+    each.watch.inspect(second)
+
+    one, other = map(each.receiver.layout_of, (first, second))
+    assert one.number != other.number
+    assert one.process_stream != other.process_stream
+    assert one.process_stream - one.contexts == other.process_stream - other.contexts
+
+
+def test_a_program_that_is_only_called_so_is_told_once(watched, tmp_path, caplog) -> None:
+    """With what it lacks; its traffic is captured as that of any program."""
+    impostor = tmp_path / "haproxy"
+    shutil.copy("/bin/sleep", impostor)
+    each = watched()
+    with ExitStack() as stack:
+        processes = [stack.enter_context(subprocess.Popen([impostor, "60"])) for _ in range(2)]
+        for process in processes:
+            stack.callback(process.kill)
+            each.watch.inspect(process.pid)
+
+    assert not each.receiver.told
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "does not export ha_thread_ctx, process_stream, th_ctx" in record.getMessage()
+
+
+def test_more_programs_than_there_is_room_for_go_without(watched, start, monkeypatch) -> None:
+    """Until one of the others ends."""
+    monkeypatch.setattr(watch, "_LAYOUT_NUMBERS", 3)
+    pids = [start() for _ in range(3)]
+    each = watched()
+    for pid in pids:
+        each.watch.inspect(pid)
+    assert sorted(each.receiver.assigned.values()) == [1, 2]
+
+    each.event(pids[0], ProcessStep.EXITED)
+    each.watch.inspect(pids[2])
+
+    assert each.receiver.assigned[pids[2]] == each.receiver.assigned[pids[0]]
+
+
+# Following -----------------------------------------------------------------------------------
+
+
+def test_a_process_becomes_a_haproxy_and_something_else_again(watched, tmp_path) -> None:
+    """A service starts as a shell; the kernel side forgets by itself what it was."""
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(_CONFIG.format(socket=tmp_path / "socket"))
+    script = (
+        f"import os; input(); os.execv({str(BINARY)!r}, ['haproxy', '-db', '-f', {str(config)!r}])"
+    )
+    each = watched()
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as process:
+        each.watch.inspect(process.pid)
+        assert not each.receiver.assigned
+        assert process.stdin
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        wait_until((tmp_path / "socket").exists, 10, "HAProxy")
+        each.event(process.pid, ProcessStep.EXECUTED)
+        assert process.pid in each.receiver.assigned
+        assert each.processes()["fast"] == 1
+        process.kill()
+        process.wait()
+        each.event(process.pid, ProcessStep.EXECUTED)  # whatever it was, it is no HAProxy now
+
+    assert each.processes()["fast"] == 0
+
+
+def test_a_fork_is_looked_at_if_its_parent_is_known(watched, start) -> None:
+    """Others fork all the time."""
+    parent, child = start(), start()
+    each = watched()
+    each.event(child, ProcessStep.FORKED, parent)
+    assert not each.receiver.told
+
+    each.watch.inspect(parent)
+    each.event(child, ProcessStep.FORKED, parent)
+    assert child in each.receiver.assigned
+
+
+def test_a_layout_lasts_as_long_as_one_of_its_processes(watched, start) -> None:
+    """After a reload the old worker goes on for a while."""
+    old, new = (start(in_place=True) for _ in range(2))
+    each = watched()
+    each.watch.inspect(old)
+    each.watch.inspect(new)
+
+    each.event(old, ProcessStep.EXITED)
+    assert each.decide(new, Verdict.CHANGED, offsets=Offsets(40, 8, 4)).offsets.current == 40
+
+    each.event(new, ProcessStep.EXITED)
+    before = list(each.receiver.told)
+    each.decide(new, Verdict.VERIFIED)
+    each.watch.tick(1000)
+    assert each.receiver.told == before  # of a layout that nobody has any more
+
+
+# Verdicts ------------------------------------------------------------------------------------
+
+
+def test_a_verified_layout_is_left_alone(watched, start, caplog) -> None:
+    """No more snapshots; the log says so once, with the process."""
+    caplog.set_level(logging.INFO)
+    pid = start()
+    each = watched()
+    each.watch.inspect(pid)
+    each.watch.tick(10)
+    assert each.receiver.snapshots == {each.receiver.assigned[pid]: 256}  # asked for again
+
+    layout = each.decide(pid, Verdict.VERIFIED)
+    each.watch.tick(11)
+
+    assert layout.source is StreamSource.THREAD
+    assert each.receiver.snapshots == {layout.number: 0}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"HAProxy (PID {pid}): backend requests are linked by its streams (fast)"
+    ]
+
+
+def test_other_offsets_come_into_force_and_are_verified_in_turn(watched, start) -> None:
+    """With as many snapshots as at first."""
+    pid = start()
+    each = watched()
+    each.watch.inspect(pid)
+    each.receiver.write_layout(each.receiver.layout_of(pid), 3)
+
+    layout = each.decide(pid, Verdict.CHANGED, offsets=Offsets(40, 8, 4))
+    each.watch.tick(10)
+
+    assert layout.offsets == each.receiver.layout_of(pid).offsets == Offsets(40, 8, 4)
+    assert each.receiver.snapshots[layout.number] == 256
+
+
+def test_what_cannot_be_read_is_told_by_probes(watched, start, caplog) -> None:
+    """At the places of the file; every process of the layout hears of it."""
+    caplog.set_level(logging.INFO)
+    pid = start()
+    each = watched()
+    each.watch.inspect(pid)
+
+    layout = each.decide(pid, Verdict.REFUTED, "nothing fits")
+
+    facts = read_binary(BINARY)
+    places = (facts.process_stream_probe, facts.stream_free_probe)
+    assert each.receiver.attached == [(BINARY.read_bytes(), *places)]
+    assert layout.source is StreamSource.PROBE
+    learned = each.learned[-1][1]
+    assert each.learned[-1] == (pid, replace(layout, since_ns=learned.since_ns))
+    assert each.processes() == {"fast": 0, "probe": 1, "passive": 0}
+    assert caplog.records[-1].getMessage() == (
+        f"HAProxy (PID {pid}): backend requests are linked by probes on its streams (nothing fits)"
+    )
+    each.watch.tick(100)
+    assert each.receiver.snapshots[layout.number] == 0
+
+
+def test_marks_made_before_the_probes_can_be_told_from_theirs(watched, start) -> None:
+    """They wait in the ring, and they are worthless."""
+    pid = start()
+    each = watched()
+    each.watch.inspect(pid)
+    times = [time.monotonic_ns()]
+    each.receiver.before_attaching = lambda: times.append(time.monotonic_ns())
+
+    each.decide(pid, Verdict.REFUTED, "nothing fits")
+
+    assert times[0] < times[1] < each.learned[-1][1].since_ns < time.monotonic_ns()
+
+
+def test_nothing_is_marked_while_probes_are_being_attached(watched, start) -> None:
+    """That takes a second, and the marks of the old way are known to be worthless."""
+    pid = start()
+    each = watched()
+    each.watch.inspect(pid)
+    sources: list[StreamSource] = []
+    each.receiver.before_attaching = lambda: sources.append(each.receiver.layout_of(pid).source)
+
+    each.decide(pid, Verdict.REFUTED, "nothing fits")
+
+    assert sources == [StreamSource.NOTHING]
+
+
+@pytest.mark.parametrize(
+    ("mode", "refusal", "why", "attached"),
+    [
+        (LinkMode.AUTO, "this kernel refuses probes", "nothing fits; this kernel refuses", 1),
+        (LinkMode.FAST, "", "nothing fits; tap.link is fast", 0),
+    ],
+)
+def test_without_probes_the_traffic_itself_has_to_do(
+    watched, start, caplog, mode, refusal, why, attached
+) -> None:
+    """A warning says why, both times."""
+    pid = start()
+    each = watched(mode)
+    each.receiver.refusal = refusal
+    each.watch.inspect(pid)
+
+    layout = each.decide(pid, Verdict.REFUTED, "nothing fits")
+
+    assert len(each.receiver.attached) == attached
+    assert layout.source is StreamSource.NOTHING
+    assert each.processes() == {"fast": 0, "probe": 0, "passive": 1}
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert why in record.getMessage()
+    assert str(pid) in record.getMessage()
+
+
+def test_probes_are_attached_once_for_each_file(watched, start) -> None:
+    """They are hit by every process that runs it, and stay when one ends."""
+    each = watched(LinkMode.PROBE)
+    for _ in range(3):
+        each.watch.inspect(start())
+
+    assert len(each.receiver.attached) == 1
+    assert {layout.source for layout in each.receiver.layouts.values()} == {StreamSource.PROBE}
+
+
+def test_a_process_that_ends_while_probes_are_attached_does_no_harm(watched, start) -> None:
+    """``haproxy -c`` before a start: the file stays open until the probes are on it."""
+    pid = start()
+    each = watched(LinkMode.PROBE)
+
+    def end() -> None:
+        subprocess.run(["kill", "-KILL", str(pid)], check=True)
+        wait_until(lambda: _is_dead(pid), 5, "the end of HAProxy")
+
+    each.receiver.before_attaching = end
+    each.watch.inspect(pid)
+
+    assert each.receiver.attached[0][0] == BINARY.read_bytes()
+
+
+def _is_dead(pid: int) -> bool:
+    try:
+        Path(f"/proc/{pid}/exe").readlink()
+    except OSError:
+        return True
+    return False
+
+
+def test_a_process_that_ended_before_is_not_the_last_word_on_its_file(watched, start) -> None:
+    """The next one that runs it is probed."""
+    first = start()
+    each = watched()
+    each.watch.inspect(first)
+    subprocess.run(["kill", "-KILL", str(first)], check=True)
+    wait_until(lambda: _is_dead(first), 5, "the end of HAProxy")
+    assert each.decide(first, Verdict.REFUTED, "nothing fits").source is StreamSource.NOTHING
+    assert not each.receiver.attached
+
+    second = start()
+    each.watch.inspect(second)
+    assert each.decide(second, Verdict.REFUTED, "nothing fits").source is StreamSource.PROBE
+
+
+# Modes ---------------------------------------------------------------------------------------
+
+_MODES = [
+    (LinkMode.AUTO, StreamSource.THREAD, "fast"),
+    (LinkMode.FAST, StreamSource.THREAD, "fast"),
+    (LinkMode.PROBE, StreamSource.PROBE, "probe"),
+    (LinkMode.PASSIVE, StreamSource.NOTHING, "passive"),
+]
+
+
+@pytest.mark.parametrize(("mode", "source", "method"), _MODES)
+def test_a_mode_is_where_the_ladder_begins(watched, start, mode, source, method) -> None:
+    """``tap.link``."""
+    pid = start()
+    each = watched(mode)
+    each.watch.inspect(pid)
+
+    assert each.receiver.layout_of(pid).source is source
+    assert each.watch.method_of(pid) == method
+    assert each.processes()[method] == 1
+    wants_snapshots = source is StreamSource.THREAD
+    assert bool(each.receiver.snapshots[each.receiver.assigned[pid]]) is wants_snapshots
+    each.watch.tick(10)
+    assert bool(each.receiver.snapshots[each.receiver.assigned[pid]]) is wants_snapshots
+
+
+def test_linking_can_be_switched_off(watched, start) -> None:
+    """Then nobody looks for HAProxy at all."""
+    pid = start()
+    each = watched(LinkMode.OFF)
+
+    each.watch.inspect(pid)
+    each.event(pid, ProcessStep.EXECUTED)
+    each.watch.find()
+
+    assert not each.receiver.told

@@ -1,0 +1,15 @@
+"""Messages as they are on the wire, for tests that need some."""
+
+GET = b"GET /a HTTP/1.1\r\nhost: h\r\n\r\n"
+GET_B = b"GET /b HTTP/1.1\r\nhost: h\r\n\r\n"
+GET_C = b"GET /c HTTP/1.1\r\nhost: h\r\n\r\n"
+GET_D = b"GET /d HTTP/1.1\r\nhost: h\r\n\r\n"
+HEAD = b"HEAD /a HTTP/1.1\r\nhost: h\r\n\r\n"
+POST = b"POST /a HTTP/1.1\r\ncontent-length: 10\r\n\r\n"
+POST_CHUNKED = b"POST /a HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
+OK_HEAD = OK[:-5]
+OK_CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
+UNTIL_CLOSE = b"HTTP/1.0 200 OK\r\n\r\nhello"
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n"
