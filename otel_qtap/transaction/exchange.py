@@ -7,13 +7,29 @@ What is known so far, in a form that grows; ``Assembler`` turns it into a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from otel_qtap.counters import Counter
+from otel_qtap.events import NO_MARK
 from otel_qtap.protocol.events import BodyData, MessageEnd, MessageEnding, RequestHead, ResponseHead
 from otel_qtap.transaction.model import Body, Request, Response
+from otel_qtap.transaction.place import Place
 
-__all__ = ["BodyBuffer", "Exchange", "MemoryBudget"]
+__all__ = ["AssemblerLimits", "BodyBuffer", "Exchange", "MemoryBudget"]
 
 _COMPLETE = MessageEnding.COMPLETE  # looking up a member takes longer than comparing with it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssemblerLimits:
+    """Bounds on what unfinished transactions may hold."""
+
+    body_bytes: int = 2 * 1024 * 1024
+    """Kept of each body (Qtap's ``--http-buffer-size``); 0 when no rule can ask for bodies."""
+    memory_bytes: int = 128 * 1024 * 1024
+    """Kept of all bodies together."""
+    pipelined: int = 256
+    """Requests that may wait for their answers on one connection."""
 
 
 class MemoryBudget:
@@ -89,10 +105,18 @@ class Exchange:
     """One request and, when it comes, its response."""
 
     __slots__ = (
+        "answered_by",
+        "connect_started_ns",
+        "eligible_ns",
         "in_order",
         "index",
         "interim_statuses",
+        "is_emitted",
+        "is_first_after_connect",
         "is_request_over",
+        "mark",
+        "place",
+        "position",
         "process_id",
         "request",
         "request_body",
@@ -132,6 +156,21 @@ class Exchange:
         self.response_body: BodyBuffer | None = None
         self.response_trailers: tuple[tuple[str, str], ...] = ()
         self.interim_statuses: tuple[int, ...] = ()
+        self.mark = NO_MARK
+        """What HAProxy was working on: of a client's request, when it began to answer it; of
+        one to a backend, when it opened the connection for it, or else sent it."""
+        self.is_first_after_connect = False
+        """Whether the mark is that of the connection."""
+        self.connect_started_ns = 0
+        """Set if the connection was opened for this request."""
+        self.eligible_ns = head_ns
+        """When the process could begin to work on it."""
+        self.answered_by = 0
+        """Thread that began to answer."""
+        self.is_emitted = False
+        self.place: Place | None = None
+        self.position = -1
+        """Where the request begins in its stream, in bytes; -1 where that is not known."""
 
     def add_request_body(self, event: BodyData, limit: int, budget: MemoryBudget) -> None:
         """Take a piece of the request's body."""

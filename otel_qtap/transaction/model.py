@@ -15,6 +15,17 @@ from typing import Any, TypeVar, dataclass_transform
 from otel_qtap.config.capture import CaptureFormat, CaptureLevel
 from otel_qtap.connection.model import Container, Peer, Process
 from otel_qtap.protocol.events import Headers
+from otel_qtap.protocol.haproxy_log import AccessLogLine
+from otel_qtap.transaction.link import (
+    Candidate,
+    HopChanges,
+    HopHeaders,
+    Link,
+    ProxyHop,
+    ProxyName,
+    StreamKey,
+    trace_context,
+)
 
 __all__ = [
     "Body",
@@ -201,6 +212,28 @@ class Transaction:
     joined_late: bool = False
     thread_id: int = 0
     """Thread that read (ingress) or sent (egress) the head of the request."""
+    stream: StreamKey | None = None
+    """The HAProxy stream that it was part of."""
+    is_health_check: bool = False
+    """HAProxy sent it on nobody's behalf."""
+    resend_count: int = 0
+    """Attempts that were made before this one to answer the same client's request."""
+    link: Link | None = None
+    """What caused it."""
+    candidates: tuple[Candidate, ...] = ()
+    """What may have caused it, where that is not known."""
+    hop: ProxyHop | None = None
+    """What a proxy did to answer it."""
+    hop_headers: HopHeaders | None = field(default=None, repr=False)
+    """Of a request to a backend: until it is known whether the level keeps headers."""
+    hop_changes: HopChanges | None = None
+    """What the proxy changed on the way, known at the levels that keep headers."""
+    begun: Headers = field(default=(), repr=False)
+    """If its own request has none: the first trace context in what was sent because of it."""
+    proxy_name: ProxyName | None = None
+    """Which of HAProxy's frontends served it, or which of its servers was asked, where known."""
+    haproxy_log: AccessLogLine | None = None
+    """What HAProxy itself wrote about it, less the request."""
     level: CaptureLevel = CaptureLevel.FULL
     format: CaptureFormat = CaptureFormat.JSON
 
@@ -247,11 +280,14 @@ class Transaction:
         Return this transaction with no more content than ``level`` allows.
 
         Header fields stay, because a summary names some of them (user agent, content
-        type); writers show them as headers only where ``level.has_headers``.
+        type); writers show them as headers only where ``level.has_headers``. Those of the
+        other side of a proxy, which nobody redacts, become the names of what it changed.
         """
-        if self.level is level and format_ in (None, self.format):
+        is_reduced = self.hop_headers is None and not self.candidates
+        if is_reduced and self.level is level and format_ in (None, self.format):
             return self
         reduced = _copy(self)
+        _reduce_relations(reduced, level)
         _set(reduced, "level", level)
         if format_ is not None:
             _set(reduced, "format", format_)
@@ -267,6 +303,25 @@ class Transaction:
 
 
 _set = setattr  # on a copy that nobody has seen yet
+
+
+def _reduce_relations(transaction: Transaction, level: CaptureLevel) -> None:
+    """Take the headers of others out of a copy that nobody has seen yet."""
+    headers = transaction.hop_headers
+    if headers is not None:
+        _set(transaction, "hop_headers", None)
+    if not level.has_headers:
+        _set(transaction, "hop_changes", None)
+    elif headers is not None:
+        _set(transaction, "hop_changes", headers.changes())
+    if transaction.candidates:
+        candidates = tuple(
+            candidate._replace(root_headers=trace_context(candidate.root_headers))
+            for candidate in transaction.candidates
+        )
+        _set(transaction, "candidates", candidates)
+
+
 _FIELD_NAMES = tuple(item.name for item in fields(Transaction))
 
 

@@ -8,6 +8,16 @@ from hypothesis import strategies as st
 
 from otel_qtap.config.capture import CaptureFormat, CaptureLevel
 from otel_qtap.connection.model import Peer
+from otel_qtap.plugins.redaction import Redactor
+from otel_qtap.transaction.link import (
+    Ancestor,
+    Candidate,
+    HeaderChanges,
+    HopHeaders,
+    Link,
+    LinkMethod,
+    trace_context,
+)
 from otel_qtap.transaction.model import Body, Direction, Ending, Timings, split_target
 
 _TARGETS = [
@@ -181,3 +191,138 @@ def test_payloads_and_headers_are_not_in_the_text_of_a_transaction(make_transact
     )
 
     assert "secret" not in text
+
+
+# What a proxy changed -------------------------------------------------------------------
+
+_PARENT = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+_LEVELS = [CaptureLevel.SUMMARY, CaptureLevel.HEADERS, CaptureLevel.FULL]
+
+
+_RECEIVED = (("Authorization", "Bearer secret-1"), ("Cookie", "secret-2"), _PARENT)
+_SENT = (("authorization", "Bearer secret-1"), ("cookie", "secret-3"), ("x-key", "secret-4"))
+_HOP = HopHeaders(_RECEIVED, _SENT, answered=(("set-cookie", "secret-5"),), passed_on=())
+
+
+def everything_in(value):
+    """All text in a value, the fields that ``repr`` leaves out included."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, tuple):
+        return [text for item in value for text in everything_in(item)]
+    names = getattr(type(value), "__slots__", ())
+    return [text for name in names for text in everything_in(getattr(value, name))]
+
+
+@pytest.mark.parametrize("level", _LEVELS)
+def test_no_header_of_another_side_is_in_a_reduced_transaction(make_transaction, level) -> None:
+    """Nobody redacts those, so they must not get into any queue; the trace context stays."""
+    candidate = Candidate("c", "r", (("cookie", "secret-6"), _PARENT))
+    original = make_transaction(hop_headers=_HOP, candidates=(candidate,))
+    reduced = original.reduced_to(level, CaptureFormat.TEXT)
+
+    assert "secret" in str(everything_in(original))
+    assert "secret" not in str(everything_in(reduced))
+    assert reduced.candidates == (Candidate("c", "r", (_PARENT,)),)
+    assert "secret" not in repr(original) + repr(reduced)
+
+
+@pytest.mark.parametrize("level", _LEVELS)
+def test_what_the_proxy_changed_is_known_by_name(make_transaction, level) -> None:
+    """At the levels that keep headers, and for as long as the level is one of them."""
+    reduced = make_transaction(hop_headers=_HOP).reduced_to(level)
+
+    if level is CaptureLevel.SUMMARY:
+        assert reduced.hop_changes is None
+        return
+    request, response = reduced.hop_changes
+    assert request == HeaderChanges(added=("x-key",), removed=("traceparent",), changed=("cookie",))
+    assert response == HeaderChanges(removed=("set-cookie",))
+    assert reduced.reduced_to(level) is reduced
+    assert reduced.reduced_to(CaptureLevel.SUMMARY).hop_changes is None
+
+
+def test_redaction_does_not_count_as_a_change(make_transaction) -> None:
+    """The fields that were sent are compared, not what became of them for a display."""
+    transaction = make_transaction(request_headers=_SENT, hop_headers=_HOP)
+    reduced = Redactor().redact(transaction).reduced_to(CaptureLevel.FULL)
+
+    assert reduced.request.header("authorization") == "REDACTED"
+    assert reduced.hop_changes.request.changed == ("cookie",)
+
+
+def test_without_an_answer_that_was_passed_on_only_the_request_is_compared(
+    make_transaction,
+) -> None:
+    """An attempt whose answer was thrown away, for instance."""
+    hop = HopHeaders((), (("a", "b"),))
+    reduced = make_transaction(hop_headers=hop).reduced_to(CaptureLevel.HEADERS)
+
+    assert reduced.hop_changes == (HeaderChanges(added=("a",)), None)
+
+
+def test_a_link_knows_those_in_between() -> None:
+    """And if it is not told, the two that it names."""
+    link = Link(method=LinkMethod.STREAM, parent_id="parent", root_id="root")
+    alone = Link(method=LinkMethod.STREAM, parent_id="root", root_id="root")
+
+    assert link.ancestors == (Ancestor("parent"), Ancestor("root"))
+    assert alone.ancestors == (Ancestor("root"),)
+
+
+def test_a_transaction_can_be_kept_in_a_set(make_transaction) -> None:
+    """With its links, like any other value."""
+    link = Link(method=LinkMethod.STREAM, parent_id="parent", root_id="root")
+    one, other = (make_transaction(link=link, hop_headers=_HOP) for _ in range(2))
+    assert len({one, other}) == 1
+    assert len({each.reduced_to(CaptureLevel.FULL) for each in (one, other)}) == 1
+
+
+_NAMES = st.sampled_from(["a", "A", "b", "c"])
+_HEADERS = st.lists(st.tuples(_NAMES, st.sampled_from(["1", "2"])), max_size=6).map(tuple)
+
+
+@given(_HEADERS, _HEADERS)
+def test_fields_are_compared_by_name_with_all_their_values_in_order(before, after) -> None:
+    """The same as asking for each name; every name is in one of the lists or unchanged."""
+
+    def values(headers, name):
+        return [value for key, value in headers if key.lower() == name]
+
+    names = {key.lower() for key, _ in before + after}
+    changes = HeaderChanges.between(before, after)
+
+    assert set(changes.added) == {n for n in names if not values(before, n)}
+    assert set(changes.removed) == {n for n in names if not values(after, n)}
+    assert set(changes.changed) == {
+        n
+        for n in names - set(changes.added) - set(changes.removed)
+        if values(before, n) != values(after, n)
+    }
+
+
+@pytest.mark.parametrize(
+    ("headers", "kept"),
+    [
+        ((("Host", "h"), ("Cookie", "c")), ()),
+        ((_PARENT, ("host", "h")), (_PARENT,)),
+        ((("TraceState", "a=1"), ("B3", "0")), (("TraceState", "a=1"), ("B3", "0"))),
+        ((("X-B3-TraceId", "1"), ("X-B3", "2")), (("X-B3-TraceId", "1"),)),
+    ],
+)
+def test_the_trace_context_is_what_names_a_trace(headers, kept) -> None:
+    """As it was sent, and nothing else."""
+    assert trace_context(headers) == kept
+
+
+_SPELLINGS = ["traceparent", "TraceParent", "b3", "B3", "x-b3-sampled", "Host", "host", "x" * 65]
+
+
+@given(st.lists(st.tuples(st.sampled_from(_SPELLINGS) | st.text(max_size=3), st.just("v"))))
+def test_the_trace_context_is_found_whatever_was_asked_before(headers) -> None:
+    """In any spelling: what is remembered about names makes it faster, and nothing else."""
+    names = {"traceparent", "b3", "x-b3-sampled"}
+    expected = tuple(item for item in headers if item[0].lower() in names)
+
+    assert trace_context(tuple(headers)) == expected
+    assert trace_context(tuple(headers)) == expected

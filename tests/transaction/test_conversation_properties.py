@@ -1,10 +1,10 @@
 """
-The promise of the assembler, under random conversations and random loss.
+The promise of a conversation, under random conversations and random loss.
 
 Each request and each response carries the number of its exchange, so a wrong pair shows.
 Two kinds of client: one that waits for its answer before it asks again, and one that does
 not, and was seen not to before the first loss (one whose pipelining was never seen cannot
-be told from one that waits, see ``assembler.py``).
+be told from one that waits, see ``conversation.py``).
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ def test_how_calls_are_cut_into_events_makes_no_difference(talks, role) -> None:
 
 @_MANY
 @given(st.data(), _ROLES)
-def test_no_events_make_the_assembler_raise(data, role) -> None:
+def test_no_events_make_a_conversation_raise(data, role) -> None:
     """Bytes of any kind in any order, lost in any place."""
     script = Script(role, joined_late=data.draw(st.booleans()))
     words = st.sampled_from(
