@@ -8,10 +8,11 @@ it imports nothing of ours, and every other layer may count.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-__all__ = ["Counter", "CounterSet", "Sample"]
+__all__ = ["Counter", "CounterSet", "Histogram", "HistogramSample", "Sample"]
 
 
 class Sample(NamedTuple):
@@ -24,6 +25,21 @@ class Sample(NamedTuple):
     unit: str
     description: str
     is_gauge: bool
+
+
+class HistogramSample(NamedTuple):
+    """One histogram as it was when somebody looked."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    bounds: tuple[float, ...]
+    """Upper bounds of the buckets, ascending; each belongs to its bucket."""
+    counts: tuple[int, ...]
+    """Of each bucket, not accumulated; the last is for what is above all bounds."""
+    total: float
+    """Sum of all values."""
+    unit: str
+    description: str
 
 
 class Counter:
@@ -45,12 +61,39 @@ class Counter:
         self.value += amount
 
 
+class Histogram:
+    """How values spread over fixed buckets. One thread writes it, any thread may read it."""
+
+    __slots__ = ("bounds", "counts", "description", "labels", "name", "total", "unit")
+
+    def __init__(
+        self,
+        name: str,
+        unit: str,
+        description: str,
+        labels: tuple[tuple[str, str], ...],
+        bounds: tuple[float, ...],
+    ) -> None:
+        self.name = name
+        self.unit = unit
+        self.description = description
+        self.labels = labels
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def record(self, value: float) -> None:
+        """Count ``value`` in its bucket: the first whose bound is not below it."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
 class CounterSet:
     """
     All counters of one agent.
 
-    ``counter`` returns the same object for the same name and labels, so two
-    components that count the same thing count together.
+    ``counter`` and ``histogram`` return the same object for the same name and labels,
+    so two components that count the same thing count together.
     """
 
     def __init__(self) -> None:
@@ -58,6 +101,7 @@ class CounterSet:
         self._gauges: dict[
             tuple[str, tuple[tuple[str, str], ...]], tuple[str, str, Callable[[], float]]
         ] = {}
+        self._histograms: dict[tuple[str, tuple[tuple[str, str], ...]], Histogram] = {}
 
     def counter(self, name: str, unit: str, description: str, **labels: str) -> Counter:
         """Return the counter of that name and these labels; ``unit`` as in UCUM (``{event}``)."""
@@ -65,6 +109,16 @@ class CounterSet:
         found = self._counters.get(key)
         if found is None:
             found = self._counters[key] = Counter(name, unit, description, key[1])
+        return found
+
+    def histogram(
+        self, name: str, unit: str, description: str, bounds: tuple[float, ...], **labels: str
+    ) -> Histogram:
+        """Return the histogram of that name and these labels; ``bounds`` must ascend."""
+        key = (name, tuple(sorted(labels.items())))
+        found = self._histograms.get(key)
+        if found is None:
+            found = self._histograms[key] = Histogram(name, unit, description, key[1], bounds)
         return found
 
     def gauge(
@@ -83,7 +137,7 @@ class CounterSet:
         return sum(c.value for c in list(self._counters.values()) if c.name == name)
 
     def samples(self) -> Iterator[Sample]:
-        """Yield everything, sorted by name and labels."""
+        """Yield every counter, then every gauge, each sorted by name and labels."""
         for (name, labels), counter in sorted(self._counters.copy().items()):
             yield Sample(
                 name, labels, counter.value, counter.unit, counter.description, is_gauge=False
@@ -92,3 +146,18 @@ class CounterSet:
             self._gauges.copy().items(), key=lambda item: item[0]
         ):
             yield Sample(name, labels, read(), unit, description, is_gauge=True)
+
+    def histograms(self) -> Iterator[HistogramSample]:
+        """Yield every histogram, sorted by name and labels."""
+        for (name, labels), histogram in sorted(
+            self._histograms.copy().items(), key=lambda item: item[0]
+        ):
+            yield HistogramSample(
+                name,
+                labels,
+                histogram.bounds,
+                tuple(histogram.counts),
+                histogram.total,
+                histogram.unit,
+                histogram.description,
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from otel_qtap.counters import CounterSet, Sample
+from otel_qtap.counters import CounterSet, HistogramSample, Sample
 
 
 def test_the_same_name_and_labels_are_the_same_counter(counters: CounterSet) -> None:
@@ -81,3 +81,37 @@ def test_a_counter_grows_by_what_it_is_told(counters: CounterSet, amount) -> Non
     counter.add(amount)
 
     assert counter.value == 1 + amount
+
+
+BUCKETS = [
+    pytest.param(-1, 0, id="below-all"),
+    pytest.param(1, 0, id="on-a-bound"),
+    pytest.param(1.01, 1, id="between"),
+    pytest.param(10, 1, id="on-the-last"),
+    pytest.param(10.5, 2, id="above-all"),
+]
+
+
+@pytest.mark.parametrize(("value", "bucket"), BUCKETS)
+def test_a_bound_belongs_to_its_bucket(counters: CounterSet, value, bucket) -> None:
+    """As Prometheus has it: less than or equal."""
+    histogram = counters.histogram("h", "ms", "", (1, 10))
+    histogram.record(value)
+
+    assert [n for n, count in enumerate(histogram.counts) if count] == [bucket]
+    assert histogram.total == value
+
+
+def test_histograms_are_sorted_complete_and_as_they_are_now(counters: CounterSet) -> None:
+    """The same name and labels are the same histogram."""
+    counters.histogram("b", "By", "B", (1,), role="z").record(5)
+    counters.histogram("b", "By", "B", (1,), role="a").record(1)
+    counters.histogram("b", "By", "B", (1,), role="a").record(0.5)
+    counters.histogram("a", "ms", "A", (0.1, 2))
+
+    assert list(counters.histograms()) == [
+        HistogramSample("a", (), (0.1, 2), (0, 0, 0), 0, "ms", "A"),
+        HistogramSample("b", (("role", "a"),), (1,), (2, 0), 1.5, "By", "B"),
+        HistogramSample("b", (("role", "z"),), (1,), (0, 1), 5, "By", "B"),
+    ]
+    assert list(counters.samples()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import urllib.error
@@ -19,7 +20,8 @@ class Server:
 
     def __init__(self, counters: CounterSet) -> None:
         self.is_ready = False
-        self._server = StatusServer("127.0.0.1", 0, counters, lambda: self.is_ready)
+        pages = {"/report.json": lambda: '{"rows": []}'}
+        self._server = StatusServer("127.0.0.1", 0, counters, lambda: self.is_ready, pages)
         self.port = self._server.port
 
     def get(self, path: str) -> tuple[int, str, str]:
@@ -51,6 +53,21 @@ def test_ready_means_that_traffic_is_seen(server) -> None:
     assert server.get("/readyz?verbose=1")[::2] == (200, "ready\n")
 
 
+def test_the_process_says_its_id(server) -> None:
+    """For whoever wants to send it a signal."""
+    assert server.get("/pid")[::2] == (200, f"{os.getpid()}\n")
+
+
+def test_further_pages_are_json(server) -> None:
+    """Made when they are asked for, and named where somebody is lost."""
+    assert server.get("/report.json") == (
+        200, "application/json; charset=utf-8", '{"rows": []}',
+    )  # fmt: skip
+    status, _, text = server.get("/nowhere")
+    assert status == 404
+    assert text == "try one of /readyz /healthz /pid /metrics /system/metrics /report.json\n"
+
+
 def test_metrics_are_the_counters_of_this_moment(server, counters) -> None:
     """In the text format of Prometheus, with its content type."""
     counter = counters.counter("otel_qtap.seen", "{event}", "Seen")
@@ -68,7 +85,23 @@ def test_another_path_is_told_the_right_ones(server) -> None:
     status, _, text = server.get("/")
 
     assert status == 404
-    assert all(path in text for path in ("/readyz", "/healthz", "/metrics"))
+    assert all(path in text for path in ("/readyz", "/healthz", "/metrics", "/system/metrics"))
+
+
+def test_what_the_agent_counts_about_itself_has_a_page_of_its_own(server, counters) -> None:
+    """Without the metrics of traffic, which may be many."""
+    counters.counter("otel_qtap.seen", "{event}", "Seen").add(3)
+    counters.counter("qtap.http.requests", "1", "Requests").add(5)
+    counters.histogram("qtap.http.duration_ms", "ms", "Duration", (1,)).record(2)
+    status, content_type, text = server.get("/system/metrics")
+
+    assert (status, content_type) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    assert "otel_qtap_seen_total 3\n" in text
+    assert "qtap_http" not in text
+    everything = server.get("/metrics")[2]
+    assert "qtap_http_requests_total 5\n" in everything
+    assert "qtap_http_duration_ms_count 1\n" in everything
+    assert "otel_qtap_seen_total 3\n" in everything
 
 
 def test_a_silent_client_holds_up_nobody(server) -> None:
@@ -139,13 +172,37 @@ def test_the_text_of_metrics(counters) -> None:
     )
 
 
+def test_the_text_of_a_histogram(counters) -> None:
+    """Buckets add up, the last of them is the count; one header for all labels."""
+    for host, values in (("a", (0.5, 1, 7)), ("b", ())):
+        histogram = counters.histogram("qtap.size_bytes", "By", "Sizes", (1, 2.5), host=host)
+        for value in values:
+            histogram.record(value)
+
+    assert render_metrics(counters) == (
+        "# HELP qtap_size_bytes Sizes\n"
+        "# TYPE qtap_size_bytes histogram\n"
+        'qtap_size_bytes_bucket{host="a",le="1"} 2\n'
+        'qtap_size_bytes_bucket{host="a",le="2.5"} 2\n'
+        'qtap_size_bytes_bucket{host="a",le="+Inf"} 3\n'
+        'qtap_size_bytes_sum{host="a"} 8.5\n'
+        'qtap_size_bytes_count{host="a"} 3\n'
+        'qtap_size_bytes_bucket{host="b",le="1"} 0\n'
+        'qtap_size_bytes_bucket{host="b",le="2.5"} 0\n'
+        'qtap_size_bytes_bucket{host="b",le="+Inf"} 0\n'
+        'qtap_size_bytes_sum{host="b"} 0.0\n'
+        'qtap_size_bytes_count{host="b"} 0\n'
+    )
+
+
 def test_every_line_of_metrics_is_one_that_prometheus_takes(counters) -> None:
     """Whatever names, labels and values there are."""
     counters.counter("a.b.c_d", "{x}", "Text", key="v").add(1)
     counters.gauge("d", "s", "Text", lambda: 1e-9)
+    counters.histogram("e.f", "ms", "Two\nlines \\ more", (0.1, 1), key="v").record(3)
     line = re.compile(
         r"# (HELP|TYPE) [a-zA-Z_:][\w:]* .+|"
-        r'[a-zA-Z_:][a-zA-Z0-9_:]*(\{[a-z_]\w*="[^"]*"\})? [0-9.e+-]+'
+        r'[a-zA-Z_:][a-zA-Z0-9_:]*(\{[a-z_]\w*="[^"]*"(,[a-z_]\w*="[^"]*")*\})? [0-9.e+-]+'
     )
     for text in render_metrics(counters).splitlines():
         assert line.fullmatch(text), text

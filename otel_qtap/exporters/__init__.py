@@ -3,7 +3,7 @@
 from otel_qtap.exporters.identity import IdentifySpan, SpanIdentifier, SpanIdentity
 from otel_qtap.exporters.otlp import OtlpExporter
 from otel_qtap.exporters.resource import ResourceTable
-from otel_qtap.exporters.transport import Signal
+from otel_qtap.exporters.transport import Signal, TransportOptions
 
 __all__ = [
     "IdentifySpan",
@@ -12,4 +12,5 @@ __all__ = [
     "Signal",
     "SpanIdentifier",
     "SpanIdentity",
+    "TransportOptions",
 ]

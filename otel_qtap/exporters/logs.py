@@ -21,7 +21,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import NonRecordingSpan, set_span_in_context
 
 from otel_qtap.exporters import semconv
+from otel_qtap.exporters.events import EVENT_NAME_PREFIX, Event, event_attributes, subject_of
 from otel_qtap.exporters.identity import SpanIdentity
+from otel_qtap.exporters.resource import Subject
 from otel_qtap.exporters.spans import SCOPE, Attributes, end_ns, error_type
 from otel_qtap.transaction.model import Ending, Request, Response, Transaction
 from otel_qtap.transaction.readable import (
@@ -43,7 +45,7 @@ class LogBuilder:
     def __init__(
         self,
         *,
-        resource_of: Callable[[Transaction], Resource],
+        resource_of: Callable[[Subject], Resource],
         body_limit: int = DEFAULT_BODY_LIMIT,
     ) -> None:
         self._resource_of = resource_of
@@ -67,6 +69,27 @@ class LogBuilder:
         return ReadableLogRecord(
             log_record=record,
             resource=self._resource_of(transaction),
+            instrumentation_scope=SCOPE,
+        )
+
+    def build_event(self, event: Event, identity: SpanIdentity | None) -> ReadableLogRecord:
+        """Return the record of ``event``, as Qtap has it; ``identity`` is that of its span."""
+        is_issue = event.event_type == "issue"
+        severity = SeverityNumber.ERROR if is_issue else SeverityNumber.INFO
+        span = None if identity is None else NonRecordingSpan(identity.context)
+        record = LogRecord(
+            timestamp=event.timestamp_ns,
+            observed_timestamp=time.time_ns(),
+            context=None if span is None else set_span_in_context(span),
+            severity_text=severity.name,
+            severity_number=severity,
+            body=escape_line(event.describe()),
+            attributes=event_attributes(event),
+            event_name=EVENT_NAME_PREFIX + event.event_type,
+        )
+        return ReadableLogRecord(
+            log_record=record,
+            resource=self._resource_of(subject_of(event)),
             instrumentation_scope=SCOPE,
         )
 

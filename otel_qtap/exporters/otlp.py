@@ -1,22 +1,23 @@
 """
 Spans and log records to an OTLP receiver, through the SDK's own exporters.
 
-The tap queues transactions; a worker makes records of them and hands them to the SDK,
-which encodes, sends and retries within its timeout. A receiver that is away is no
-error: what it does not get is counted, and the log says once when it goes and once
-when it is back.
+The tap queues transactions and Qtap's events; a worker makes records of them and hands
+them to the SDK, which encodes, sends and retries within its timeout. A receiver that is
+away is no error: what it does not get is counted, and the log says once when it goes and
+once when it is back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeAlias
 
 from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_qtap.counters import CounterSet
 from otel_qtap.delivery import DeliveryError, DeliveryQueue, TapFirst, describe_error
+from otel_qtap.exporters.events import Event, ObjectPlace, object_attributes, transaction_of
 from otel_qtap.exporters.identity import IdentifySpan, SpanIdentifier
 from otel_qtap.exporters.logs import DEFAULT_BODY_LIMIT, LogBuilder
 from otel_qtap.exporters.resource import ResourceTable
@@ -33,6 +34,8 @@ from otel_qtap.transaction.model import Request, Response, Transaction
 __all__ = ["OtlpExporter"]
 
 _MAX_BATCH_BYTES = 2 * 1024 * 1024  # receivers take 4 MiB by default, and size_of estimates
+_Item: TypeAlias = Transaction | Event
+
 _ITEM_OVERHEAD = 4096  # measured: 3 kB in memory and 2 kB on the wire with 20 header fields
 
 
@@ -43,18 +46,11 @@ class OtlpExporter:
         self,
         *,
         counters: CounterSet,
-        endpoint: str | None = None,
-        protocol: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float | None = None,
-        insecure: bool | None = None,
-        ca_file: str | None = None,
-        client_certificate_file: str | None = None,
-        client_key_file: str | None = None,
-        compression: Literal["gzip", "none"] | None = None,
+        transport: TransportOptions | None = None,
         signals: Collection[Signal] = ("traces", "logs"),
         identify: IdentifySpan | None = None,
         resource_of: ResourceTable | None = None,
+        object_of: Callable[[Transaction], ObjectPlace] | None = None,
         trusts_forwarded: bool = True,
         body_limit: int = DEFAULT_BODY_LIMIT,
         name: str = "otlp",
@@ -64,27 +60,19 @@ class OtlpExporter:
         tap_first: TapFirst | None = None,
     ) -> None:
         """
-        Options of the transport are those of ``TransportOptions``.
+        Without ``transport`` the standard variables say where to; raises ``ValueError``.
 
         ``identify`` decides trace and span ids; give all exporters the same one.
-        ``resource_of`` belongs to this exporter's worker alone. ``name`` tells several
+        ``resource_of`` belongs to this exporter's worker alone. ``object_of`` says where
+        an object store has a transaction, if one has all of them. ``name`` tells several
         exporters apart in counters and in the log.
         """
-        options = TransportOptions(
-            endpoint=endpoint,
-            protocol=protocol,
-            headers=headers,
-            timeout_s=timeout_s,
-            insecure=insecure,
-            ca_file=ca_file,
-            client_certificate_file=client_certificate_file,
-            client_key_file=client_key_file,
-            compression=compression,
-        )
+        options = TransportOptions() if transport is None else transport
         resources = ResourceTable() if resource_of is None else resource_of
         self._identify = SpanIdentifier() if identify is None else identify
         self._spans = SpanBuilder(resource_of=resources, trusts_forwarded=trusts_forwarded)
         self._logs = LogBuilder(resource_of=resources, body_limit=body_limit)
+        self._object_of = object_of
         self._body_limit = body_limit
         self._outlets = [
             _Outlet(signal, make_sender(signal, options), counters=counters, destination=name)
@@ -93,11 +81,11 @@ class OtlpExporter:
         ]
         self._build_failed = counters.counter(
             "otel_qtap.exporter.build_failed",
-            "{transaction}",
-            "Transactions that no span or log record could be made of.",
+            "{item}",
+            "Transactions and events that no span or log record could be made of.",
             destination=name,
         )
-        self._queue = DeliveryQueue[Transaction](
+        self._queue = DeliveryQueue[_Item](
             name,
             self._deliver,
             max_bytes=max_queue_bytes,
@@ -113,6 +101,10 @@ class OtlpExporter:
         """Queue ``transaction``."""
         self._queue.put(transaction)
 
+    def consume_event(self, event: Event) -> None:
+        """Queue ``event``, which becomes a log record."""
+        self._queue.put(event)
+
     def flush(self, deadline_s: float) -> bool:
         """Return whether the receiver took everything consumed before."""
         return self._queue.flush(deadline_s)
@@ -124,21 +116,23 @@ class OtlpExporter:
             outlet.sender.shutdown()  # also ends a retry that the deadline cut off
         return has_arrived
 
-    def _deliver(self, batch: list[Transaction]) -> None:
+    def _deliver(self, batch: list[_Item]) -> None:
         spans: list[ReadableSpan] = []
         records: list[ReadableLogRecord] = []
         failure: Exception | None = None
-        for transaction in batch:
+        failures = 0
+        for item in batch:
             try:
-                identity = self._identify(transaction)
-                attributes = self._spans.attributes(transaction)
-                span = self._spans.build(transaction, identity, attributes)
-                record = self._logs.build(transaction, identity, attributes)
+                if isinstance(item, Transaction):
+                    span, record = self._build(item)
+                    spans.append(span)
+                else:
+                    record = self._build_event(item)
             except Exception as error:  # one transaction must not cost the others
                 self._build_failed.add()
                 failure = error
+                failures += 1
             else:
-                spans.append(span)
                 records.append(record)
         by_signal: dict[Signal, Sequence[Any]] = {"traces": spans, "logs": records}
         problems = [
@@ -151,16 +145,28 @@ class OtlpExporter:
         if failure is not None:
             raise DeliveryError(
                 f"no record could be made: {describe_error(failure)}",
-                undelivered=len(batch) - len(spans),
+                undelivered=failures,
             )
 
-    def _size_of(self, transaction: Transaction) -> int:
-        """Estimate what ``transaction`` holds in memory, or takes on the wire if that is more."""
+    def _build(self, transaction: Transaction) -> tuple[ReadableSpan, ReadableLogRecord]:
+        identity = self._identify(transaction)
+        attributes = self._spans.attributes(transaction)
+        if self._object_of is not None:
+            attributes |= object_attributes(self._object_of(transaction))
+        span = self._spans.build(transaction, identity, attributes)
+        return span, self._logs.build(transaction, identity, attributes)
+
+    def _build_event(self, event: Event) -> ReadableLogRecord:
+        transaction = transaction_of(event)
+        identity = None if transaction is None else self._identify(transaction)
+        return self._logs.build_event(event, identity)
+
+    def _size_of(self, item: _Item) -> int:
+        """Estimate what ``item`` holds in memory, or takes on the wire if that is more."""
+        if not isinstance(item, Transaction):
+            return item.held_bytes
         size = _ITEM_OVERHEAD
-        messages: tuple[Request | Response | None, ...] = (
-            transaction.request,
-            transaction.response,
-        )
+        messages: tuple[Request | Response | None, ...] = (item.request, item.response)
         for message in messages:
             if message is not None:
                 captured = len(message.body.content)

@@ -1,5 +1,5 @@
 """
-The resource of a transaction: the process that was observed, not the agent.
+The resource of telemetry: the process that was observed, not the agent.
 
 What names the service is asked in this order: the process's own OpenTelemetry
 variables, the labels that Kubernetes or Compose put on its container, its program.
@@ -15,6 +15,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import unquote
 
 from opentelemetry.sdk.resources import Resource
@@ -24,10 +25,9 @@ from otel_qtap import __version__
 from otel_qtap.connection.model import Container, Process
 from otel_qtap.exporters import semconv
 from otel_qtap.exporters.spans import Attributes
-from otel_qtap.transaction.model import Transaction
 from otel_qtap.transaction.readable import readable_text
 
-__all__ = ["ResourceTable"]
+__all__ = ["ResourceTable", "Subject"]
 
 # Namespace that the specification of service.instance.id gives for version 5 UUIDs.
 _INSTANCE_NAMESPACE = uuid.UUID("4d63009a-8d0f-11ee-aad7-4c796ed8e320")
@@ -46,6 +46,18 @@ _LABEL_ATTRIBUTES = {
     "io.kubernetes.pod.namespace": semconv.K8S_NAMESPACE_NAME,
     "io.kubernetes.pod.uid": semconv.K8S_POD_UID,
 }
+
+
+class Subject(Protocol):
+    """What a resource is asked for: a transaction, or an event about a connection."""
+
+    @property
+    def process(self) -> Process:
+        """The captured process."""
+
+    @property
+    def container(self) -> Container | None:
+        """The container that it runs in."""
 
 
 class ResourceTable:
@@ -77,9 +89,9 @@ class ResourceTable:
         }
         self._resources: OrderedDict[tuple[Process, Container | None], Resource] = OrderedDict()
 
-    def __call__(self, transaction: Transaction) -> Resource:
-        """Return the resource of the process that ``transaction`` was seen in."""
-        key = (transaction.process, transaction.container)
+    def __call__(self, subject: Subject) -> Resource:
+        """Return the resource of the process that ``subject`` was seen in."""
+        key = (subject.process, subject.container)
         found = self._resources.get(key)
         if found is not None:
             self._resources.move_to_end(key)

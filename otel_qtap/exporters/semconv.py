@@ -17,6 +17,8 @@ __all__ = [
     "CONTAINER_NAME",
     "ERROR_TYPE",
     "EVENT_HTTP_TRANSACTION",
+    "HAPROXY_PROXY_NAME",
+    "HAPROXY_SERVICE_NAME",
     "HOST_ARCH",
     "HOST_NAME",
     "HTTP_REQUEST_BODY_CONTENT",
@@ -24,6 +26,7 @@ __all__ = [
     "HTTP_REQUEST_HEADER",
     "HTTP_REQUEST_METHOD",
     "HTTP_REQUEST_METHOD_ORIGINAL",
+    "HTTP_REQUEST_RESEND_COUNT",
     "HTTP_RESPONSE_BODY_CONTENT",
     "HTTP_RESPONSE_BODY_SIZE",
     "HTTP_RESPONSE_HEADER",
@@ -42,10 +45,29 @@ __all__ = [
     "OS_TYPE",
     "OTEL_QTAP_CAPTURE_LEVEL",
     "OTEL_QTAP_CONNECTION_ID",
+    "OTEL_QTAP_CONNECT_DURATION",
     "OTEL_QTAP_ENDING",
+    "OTEL_QTAP_HAPROXY_ACTIVE_TIME",
+    "OTEL_QTAP_HAPROXY_BACKEND",
+    "OTEL_QTAP_HAPROXY_CONNECT_TIME",
+    "OTEL_QTAP_HAPROXY_FRONTEND",
+    "OTEL_QTAP_HAPROXY_HANDLER",
+    "OTEL_QTAP_HAPROXY_QUEUE_TIME",
+    "OTEL_QTAP_HAPROXY_REQUEST_TIME",
+    "OTEL_QTAP_HAPROXY_RESPONSE_TIME",
+    "OTEL_QTAP_HAPROXY_SERVER",
+    "OTEL_QTAP_HAPROXY_TERMINATION_STATE",
+    "OTEL_QTAP_HEALTH_CHECK",
+    "OTEL_QTAP_LINK_AMBIGUOUS",
+    "OTEL_QTAP_LINK_METHOD",
+    "OTEL_QTAP_PROXY_ATTEMPTS",
+    "OTEL_QTAP_PROXY_OVERHEAD",
+    "OTEL_QTAP_PROXY_REQUEST_HEADERS",
+    "OTEL_QTAP_PROXY_RESPONSE_HEADERS",
     "OTEL_QTAP_REQUEST_BODY_TRUNCATED",
     "OTEL_QTAP_REQUEST_ID",
     "OTEL_QTAP_RESPONSE_BODY_TRUNCATED",
+    "OTEL_QTAP_TIME_TO_FIRST_BYTE",
     "PROCESS_CREATION_TIME",
     "PROCESS_EXECUTABLE_NAME",
     "PROCESS_EXECUTABLE_PATH",
@@ -74,6 +96,7 @@ SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 # HTTP
 HTTP_REQUEST_METHOD: Final = "http.request.method"
 HTTP_REQUEST_METHOD_ORIGINAL: Final = "http.request.method_original"
+HTTP_REQUEST_RESEND_COUNT: Final = "http.request.resend_count"
 HTTP_REQUEST_BODY_SIZE: Final = "http.request.body.size"
 HTTP_REQUEST_BODY_CONTENT: Final = "http.request.body.content"
 HTTP_REQUEST_HEADER: Final = "http.request.header."
@@ -104,6 +127,10 @@ NETWORK_PEER_PORT: Final = "network.peer.port"
 NETWORK_PROTOCOL_VERSION: Final = "network.protocol.version"
 USER_AGENT_ORIGINAL: Final = "user_agent.original"
 ERROR_TYPE: Final = "error.type"
+
+# HAProxy, as the haproxy receiver of the OpenTelemetry Collector names what it reads there
+HAPROXY_PROXY_NAME: Final = "haproxy.proxy_name"
+HAPROXY_SERVICE_NAME: Final = "haproxy.service_name"
 
 # Resource
 SERVICE_NAME: Final = "service.name"
@@ -137,6 +164,41 @@ OTEL_QTAP_CONNECTION_ID: Final = "otel_qtap.connection_id"
 OTEL_QTAP_CAPTURE_LEVEL: Final = "otel_qtap.capture.level"
 OTEL_QTAP_ENDING: Final = "otel_qtap.ending"
 """How the transaction ended, when it is not complete."""
+OTEL_QTAP_HAPROXY_FRONTEND: Final = "otel_qtap.haproxy.frontend"
+"""This and the next ones: from the line that HAProxy wrote to its access log."""
+OTEL_QTAP_HAPROXY_BACKEND: Final = "otel_qtap.haproxy.backend"
+OTEL_QTAP_HAPROXY_SERVER: Final = "otel_qtap.haproxy.server"
+"""The last one that was tried."""
+OTEL_QTAP_HAPROXY_HANDLER: Final = "otel_qtap.haproxy.handler"
+"""What answered in place of a server: ``STATS``, ``CACHE``, ``NOSRV``, …"""
+OTEL_QTAP_HAPROXY_TERMINATION_STATE: Final = "otel_qtap.haproxy.termination_state"
+OTEL_QTAP_HAPROXY_REQUEST_TIME: Final = "otel_qtap.haproxy.request_time"
+"""TR, in seconds, as the next ones; left out where the request did not get that far."""
+OTEL_QTAP_HAPROXY_QUEUE_TIME: Final = "otel_qtap.haproxy.queue_time"
+"""Tw."""
+OTEL_QTAP_HAPROXY_CONNECT_TIME: Final = "otel_qtap.haproxy.connect_time"
+"""Tc."""
+OTEL_QTAP_HAPROXY_RESPONSE_TIME: Final = "otel_qtap.haproxy.response_time"
+"""Tr."""
+OTEL_QTAP_HAPROXY_ACTIVE_TIME: Final = "otel_qtap.haproxy.active_time"
+"""Ta."""
+OTEL_QTAP_HEALTH_CHECK: Final = "otel_qtap.health_check"
+"""Set on what HAProxy asked on nobody's behalf."""
+OTEL_QTAP_LINK_METHOD: Final = "otel_qtap.link.method"
+"""The evidence for the parent: a value of ``LinkMethod``."""
+OTEL_QTAP_LINK_AMBIGUOUS: Final = "otel_qtap.link.ambiguous"
+"""Set where the evidence fits several parents; the span then has a link to each of them."""
+OTEL_QTAP_TIME_TO_FIRST_BYTE: Final = "otel_qtap.time_to_first_byte"
+"""Seconds from the first byte of the request to the first one of the response."""
+OTEL_QTAP_CONNECT_DURATION: Final = "otel_qtap.connect.duration"
+"""Seconds that opening the connection took, on the first request that went over it."""
+OTEL_QTAP_PROXY_OVERHEAD: Final = "otel_qtap.proxy.overhead"
+"""Seconds in which a proxy was not waiting for a backend."""
+OTEL_QTAP_PROXY_ATTEMPTS: Final = "otel_qtap.proxy.attempts"
+"""Requests and connection attempts that a proxy made to answer one request."""
+OTEL_QTAP_PROXY_REQUEST_HEADERS: Final = "otel_qtap.proxy.request.headers."
+"""Followed by ``added``, ``removed`` or ``changed``; the value is a list of field names."""
+OTEL_QTAP_PROXY_RESPONSE_HEADERS: Final = "otel_qtap.proxy.response.headers."
 OTEL_QTAP_REQUEST_BODY_TRUNCATED: Final = "otel_qtap.request.body.truncated"
 OTEL_QTAP_RESPONSE_BODY_TRUNCATED: Final = "otel_qtap.response.body.truncated"
 

@@ -14,6 +14,7 @@ from typing import TypeAlias
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link as SpanLink
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.util.types import AnyValue
 
@@ -26,9 +27,11 @@ from otel_qtap.exporters.endpoints import (
     server_end,
     target_end,
 )
+from otel_qtap.exporters.haproxy_log import haproxy_attributes
 from otel_qtap.exporters.identity import SpanIdentity
 from otel_qtap.protocol.events import Headers
-from otel_qtap.transaction.model import Ending, Transaction, split_target
+from otel_qtap.transaction.link import HeaderChanges
+from otel_qtap.transaction.model import Ending, Timings, Transaction, split_target
 from otel_qtap.transaction.readable import readable_text
 
 __all__ = ["SCOPE", "Attributes", "SpanBuilder", "end_ns", "error_type"]
@@ -69,6 +72,7 @@ class SpanBuilder:
             parent=identity.parent,
             resource=self._resource_of(transaction),
             attributes=attributes,
+            links=[SpanLink(context) for context in identity.links],
             kind=SpanKind.SERVER if is_ingress else SpanKind.CLIENT,
             status=_UNSET if error_type(transaction) is None else _ERROR,
             start_time=min(_start_ns(transaction), end),
@@ -113,6 +117,8 @@ class SpanBuilder:
             attributes[semconv.ERROR_TYPE] = error
         if transaction.ending is not Ending.COMPLETE:
             attributes[semconv.OTEL_QTAP_ENDING] = transaction.ending.value
+        _add_times(attributes, transaction.timings)
+        _add_relations(attributes, transaction)
         if transaction.level.has_headers:
             _add_headers(attributes, semconv.HTTP_REQUEST_HEADER, request.headers)
             if response is not None:
@@ -182,6 +188,51 @@ def _add_client_side(attributes: Attributes, transaction: Transaction) -> None:
         semconv.URL_FULL: full_url(transaction, server),
         semconv.URL_SCHEME: transaction.scheme,
     }
+
+
+def _add_times(attributes: Attributes, timings: Timings) -> None:
+    if timings.response_start_ns:
+        first_byte_ns = max(0, timings.response_start_ns - timings.request_start_ns)
+        attributes[semconv.OTEL_QTAP_TIME_TO_FIRST_BYTE] = first_byte_ns / 1e9
+    if timings.connect_end_ns:
+        connect_ns = timings.connect_end_ns - timings.connect_start_ns
+        attributes[semconv.OTEL_QTAP_CONNECT_DURATION] = connect_ns / 1e9
+
+
+def _add_relations(attributes: Attributes, transaction: Transaction) -> None:
+    """Add what it has to do with others: cause, attempts before it, what a proxy did."""
+    hop, changes, name = transaction.hop, transaction.hop_changes, transaction.proxy_name
+    if transaction.link is not None:
+        attributes[semconv.OTEL_QTAP_LINK_METHOD] = transaction.link.method.value
+    if transaction.candidates:
+        attributes[semconv.OTEL_QTAP_LINK_AMBIGUOUS] = True
+    if transaction.resend_count:
+        attributes[semconv.HTTP_REQUEST_RESEND_COUNT] = transaction.resend_count
+    if transaction.is_health_check:
+        attributes[semconv.OTEL_QTAP_HEALTH_CHECK] = True
+    if hop is not None:
+        attributes[semconv.OTEL_QTAP_PROXY_OVERHEAD] = hop.overhead_ns / 1e9
+        attributes[semconv.OTEL_QTAP_PROXY_ATTEMPTS] = hop.attempts
+    if changes is not None:
+        _add_changes(attributes, semconv.OTEL_QTAP_PROXY_REQUEST_HEADERS, changes.request)
+        _add_changes(attributes, semconv.OTEL_QTAP_PROXY_RESPONSE_HEADERS, changes.response)
+    if name is not None:
+        attributes[semconv.HAPROXY_PROXY_NAME] = readable_text(name.proxy_name)
+        attributes[semconv.HAPROXY_SERVICE_NAME] = readable_text(name.service_name)
+    if transaction.haproxy_log is not None:
+        attributes.update(haproxy_attributes(transaction.haproxy_log))
+
+
+def _add_changes(attributes: Attributes, prefix: str, changes: HeaderChanges | None) -> None:
+    if changes is None:
+        return
+    for kind, names in zip(
+        ("added", "removed", "changed"),
+        (changes.added, changes.removed, changes.changed),
+        strict=True,
+    ):
+        if names:
+            attributes[prefix + kind] = [readable_text(name) for name in names]
 
 
 def _add_headers(attributes: Attributes, prefix: str, headers: Headers) -> None:

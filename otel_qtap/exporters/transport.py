@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
@@ -34,38 +35,31 @@ class Sender(Protocol):
         """End what is under way and close the connection."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TransportOptions:
-    """How to reach the receiver; ``None`` leaves a setting to ``OTEL_EXPORTER_OTLP_*``."""
+    """
+    How to reach the receiver; ``None`` leaves a setting to ``OTEL_EXPORTER_OTLP_*``.
 
-    def __init__(
-        self,
-        *,
-        endpoint: str | None = None,
-        protocol: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float | None = None,
-        insecure: bool | None = None,
-        ca_file: str | None = None,
-        client_certificate_file: str | None = None,
-        client_key_file: str | None = None,
-        compression: Literal["gzip", "none"] | None = None,
-    ) -> None:
-        """
-        Raise ``ValueError`` or ``OSError`` for what can never work.
+    Making them raises ``OSError`` for a file that cannot be read.
+    """
 
-        ``endpoint`` is ``host:port``, or a URL whose scheme decides about TLS. With
-        ``host:port`` it is plain unless ``insecure`` is false or a CA file is given.
-        """
-        self.endpoint = endpoint or None
-        self.protocol = protocol
-        self.headers = dict(headers) if headers else None
-        self.timeout_s = timeout_s
-        self.insecure = insecure
-        self.ca_file = ca_file
-        self.client_certificate_file = client_certificate_file
-        self.client_key_file = client_key_file
-        self.compression = compression
-        for file in (ca_file, client_certificate_file, client_key_file):
+    endpoint: str | None = None
+    """
+    ``host:port``, or a URL whose scheme decides about TLS.
+
+    With ``host:port`` it is plain unless ``insecure`` is false or a CA file is given.
+    """
+    protocol: str | None = None
+    headers: Mapping[str, str] | None = field(default=None, repr=False)  # credentials, mostly
+    timeout_s: float | None = None
+    insecure: bool | None = None
+    ca_file: str | None = None
+    client_certificate_file: str | None = None
+    client_key_file: str | None = None
+    compression: Literal["gzip", "none"] | None = None
+
+    def __post_init__(self) -> None:
+        for file in (self.ca_file, self.client_certificate_file, self.client_key_file):
             if file is not None:
                 Path(file).read_bytes()  # now, with the name in the error, and not per batch
 
@@ -92,7 +86,7 @@ class TransportOptions:
 
     def http_url(self, signal: Signal) -> str | None:
         """Return the URL for ``signal``; ``None`` to let the SDK ask the environment."""
-        if self.endpoint is None:
+        if not self.endpoint:
             return None
         url = self.endpoint
         if "://" not in url:
@@ -124,7 +118,7 @@ def _make_grpc_sender(signal: Signal, options: TransportOptions) -> Sender:
     )
 
     insecure = options.insecure
-    if options.endpoint is not None and "://" not in options.endpoint:
+    if options.endpoint and "://" not in options.endpoint:
         insecure = options.is_plain
     make: Callable[..., Sender] = OTLPSpanExporter if signal == "traces" else OTLPLogExporter
     compression = None
@@ -133,7 +127,7 @@ def _make_grpc_sender(signal: Signal, options: TransportOptions) -> Sender:
             Compression.Gzip if options.compression == "gzip" else Compression.NoCompression
         )
     return make(
-        endpoint=options.endpoint,
+        endpoint=options.endpoint or None,
         insecure=insecure,
         credentials=_grpc_credentials(options),
         # gRPC allows metadata keys in lower case only.
@@ -175,7 +169,7 @@ def _make_http_sender(signal: Signal, options: TransportOptions) -> Sender:
         certificate_file=ca_file,
         client_certificate_file=options.client_certificate_file,
         client_key_file=options.client_key_file,
-        headers=options.headers,
+        headers=dict(options.headers or {}) or None,
         timeout=options.timeout_s,
         compression=compression,
         session=None if ca_file is None else _session_without_environment(url),

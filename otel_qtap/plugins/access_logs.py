@@ -8,7 +8,6 @@ store, so lines and blocks of both never mix.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 from otel_qtap.config.capture import CaptureLevel
 from otel_qtap.plugins.redaction import Redactor
 from otel_qtap.protocol.events import Headers
-from otel_qtap.stores.json_record import rfc3339
+from otel_qtap.stores.json_record import json_line, rfc3339
 from otel_qtap.stores.stdout import StdoutWriter
 from otel_qtap.transaction.model import Request, Response, Transaction
 from otel_qtap.transaction.readable import (
@@ -125,8 +124,7 @@ class AccessLogs:
                 "status": response.status if response else 0,
                 "qpoint_request_id": transaction.request_id,
             }
-        line = json.dumps(record, ensure_ascii=True, separators=(",", ":"))
-        return line.replace("\x7f", "\\u007f") + "\n"
+        return json_line(record) + "\n"
 
 
 def _summary_line(transaction: Transaction, *, is_coloured: bool) -> str:

@@ -16,6 +16,7 @@ from enum import Enum
 from urllib.parse import quote, unquote, unquote_plus
 
 from otel_qtap.protocol.events import Headers
+from otel_qtap.transaction.link import TRACE_CONTEXT_NAMES
 from otel_qtap.transaction.model import Transaction
 
 __all__ = ["DEFAULT_HEADER_NAMES", "DEFAULT_QUERY_KEYS", "REDACTED", "Redactor"]
@@ -193,13 +194,30 @@ class Redactor:
         query_keys: Iterable[str] = DEFAULT_QUERY_KEYS,
     ) -> None:
         self._header_names = frozenset(name.lower().replace("_", "-") for name in header_names)
+        self._hides_trace = not self._header_names.isdisjoint(TRACE_CONTEXT_NAMES)
         self._query_keys = frozenset(_plain(key) for key in query_keys)
         self._harmless: set[str] = set()
         self._kinds: dict[str, _Kind] = {}  # by spelling: looking up is half the cost of asking
         self._harmless_keys: set[str] = set()  # of queries, by spelling
+        self._last: Transaction | None = None
+        self._last_redacted: Transaction | None = None
 
     def redact(self, transaction: Transaction) -> Transaction:
-        """Return ``transaction`` without its secrets: the same object if it holds none."""
+        """
+        Return ``transaction`` without its secrets: the same object if it holds none.
+
+        Plugins of a stack ask for the same transaction one after the other, so the last
+        answer is kept.
+        """
+        if transaction is self._last and self._last_redacted is not None:
+            return self._last_redacted
+        self._last = transaction
+        self._last_redacted = redacted = self._redact(transaction)
+        return redacted
+
+    def _redact(self, transaction: Transaction) -> Transaction:
+        if self._hides_trace:
+            transaction = self._without_trace(transaction)
         request, response = transaction.request, transaction.response
         target = self.redact_target(request.target)
         headers = self._redact_headers(request.headers)
@@ -218,6 +236,22 @@ class Redactor:
         if request is transaction.request and response is transaction.response:
             return transaction
         return replace(transaction, request=request, response=response)
+
+    def _without_trace(self, transaction: Transaction) -> Transaction:
+        """Redact the trace context of all that it is related to: else they would disagree."""
+        hide, link = self._redact_headers, transaction.link
+        if link is not None:
+            ancestors = [
+                each._replace(context=hide(each.context), begun=hide(each.begun))
+                for each in link.ancestors
+            ]
+            link = replace(link, ancestors=tuple(ancestors))
+        candidates = [
+            each._replace(root_headers=hide(each.root_headers)) for each in transaction.candidates
+        ]
+        return replace(
+            transaction, link=link, begun=hide(transaction.begun), candidates=tuple(candidates)
+        )
 
     def redact_target(self, target: str) -> str:
         """Return a request target of any form without its secrets."""

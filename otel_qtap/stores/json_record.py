@@ -22,20 +22,30 @@ import time
 from typing import Any
 
 from otel_qtap.protocol.events import Headers
-from otel_qtap.transaction.model import Ending, Request, Response, Transaction, split_target
+from otel_qtap.stores.qtap_fields import (
+    endpoint_of,
+    head_duration_ms,
+    known,
+    process_facts,
+    status_of,
+    transferred,
+)
+from otel_qtap.transaction.model import Request, Response, Transaction, split_target
 from otel_qtap.transaction.readable import readable_text
 
-__all__ = ["json_record", "render_json", "rfc3339"]
-
-STATUS_NEVER_SEEN = 499
-STATUS_UNREADABLE = 422
+__all__ = ["json_line", "json_record", "render_json", "rfc3339"]
 
 Record = dict[str, Any]
 
 
 def render_json(transaction: Transaction) -> str:
     """Return the record of ``transaction`` as one line of ASCII, without its line end."""
-    line = json.dumps(json_record(transaction), ensure_ascii=True, separators=(",", ":"))
+    return json_line(json_record(transaction))
+
+
+def json_line(record: Record) -> str:
+    """Return ``record`` as one line of printable ASCII, without its line end."""
+    line = json.dumps(record, ensure_ascii=True, separators=(",", ":"))
     return line.replace("\x7f", "\\u007f")  # the one control character that JSON lets through
 
 
@@ -46,7 +56,7 @@ def json_record(transaction: Transaction) -> Record:
         "request": _request(transaction),
         "response": _response(transaction),
         "transaction_time": rfc3339(transaction.timings.request_start_ns),
-        "duration_ms": _duration_ms(transaction),
+        "duration_ms": head_duration_ms(transaction),
         "direction": transaction.direction.value,
         "ending": transaction.ending.value,
     }
@@ -59,45 +69,23 @@ def rfc3339(time_ns: int) -> str:
 
 
 def _metadata(transaction: Transaction) -> Record:
-    request, response = transaction.request, transaction.response
-    received = request.head_size + request.body.wire_size
-    sent = 0 if response is None else response.head_size + response.body.wire_size
-    if not transaction.direction.is_ingress:
-        sent, received = received, sent
-    container = transaction.container
-    labels = dict(container.labels) if container else {}
-    return _known(
-        process_id=str(transaction.process.pid),
-        process_exe=readable_text(transaction.process.executable),
-        container_name=readable_text(container.name) if container else "",
-        container_image=readable_text(container.image) if container else "",
-        pod_name=labels.get("io.kubernetes.pod.name", ""),
-        pod_namespace=labels.get("io.kubernetes.pod.namespace", ""),
-    ) | {
+    sent, received = transferred(transaction)
+    return {
+        "process_id": str(transaction.process.pid),
+        **process_facts(transaction.process, transaction.container),
         "bytes_sent": sent,
         "bytes_received": received,
         "request_id": transaction.request_id,
         "connection_id": transaction.connection_id,
-        "endpoint_id": _endpoint(transaction),
+        "endpoint_id": endpoint_of(transaction),
     }
-
-
-def _endpoint(transaction: Transaction) -> str:
-    """Return the name of the server side, else its address, without port."""
-    if not transaction.direction.is_ingress and transaction.remote_name:
-        return transaction.remote_name
-    authority = readable_text(transaction.authority)
-    if authority:
-        host, _, port = authority.rpartition(":")
-        return (host if host and port.isdigit() else authority).strip("[]")
-    return (transaction.local if transaction.direction.is_ingress else transaction.remote).address
 
 
 def _request(transaction: Transaction) -> Record:
     request = transaction.request
     authority = readable_text(transaction.authority)
     path = readable_text(_path(request))
-    record = _known(
+    record = known(
         method=readable_text(request.method),
         url=readable_text(transaction.url),
         scheme=transaction.scheme,
@@ -107,7 +95,7 @@ def _request(transaction: Transaction) -> Record:
         request_id=transaction.request_id,
         user_agent=readable_text(request.header("user-agent") or ""),
     )
-    pseudo = _known(
+    pseudo = known(
         **{
             ":authority": authority,
             ":method": record["method"],
@@ -121,22 +109,21 @@ def _request(transaction: Transaction) -> Record:
 def _response(transaction: Transaction) -> Record:
     response = transaction.response
     if response is None:
-        is_lost = transaction.ending is Ending.LOST
-        return {"status": STATUS_UNREADABLE if is_lost else STATUS_NEVER_SEEN}
+        return {"status": status_of(transaction)}
     record: Record = {"status": response.status}
     return record | _content(transaction, response, {":status": str(response.status)})
 
 
 def _content(transaction: Transaction, message: Request | Response, pseudo: Record) -> Record:
     """Return what a message carries at the level of ``transaction``."""
-    record = _known(content_type=readable_text(message.header("content-type") or ""))
+    record = known(content_type=readable_text(message.header("content-type") or ""))
     level, body = transaction.level, message.body
     if level.has_headers:
         first, several = _by_name(message.headers)
         record["headers"] = pseudo | first
-        record |= _known(headers_multi=several)
+        record |= known(headers_multi=several)
         if level.has_bodies:
-            record |= _known(trailers=_by_name(message.trailers)[0])
+            record |= known(trailers=_by_name(message.trailers)[0])
     if body.size:
         record["body_size"] = body.size
     if level.has_bodies:
@@ -160,18 +147,3 @@ def _by_name(headers: Headers) -> tuple[dict[str, str], dict[str, list[str]]]:
 
 def _path(request: Request) -> str:
     return "" if request.method == "CONNECT" else split_target(request.target)[1]
-
-
-def _duration_ms(transaction: Transaction) -> int:
-    """Return request head to response head, as Qtap measures; without a response, to the end."""
-    timings = transaction.timings
-    duration_ns = timings.duration_ns
-    if timings.response_head_ns:
-        duration_ns = timings.response_head_ns - (
-            timings.request_head_ns or timings.request_start_ns
-        )
-    return max(1, duration_ns // 1_000_000)
-
-
-def _known(**values: Any) -> Record:
-    return {name: value for name, value in values.items() if value}

@@ -1,5 +1,5 @@
 """
-The ``stdout`` store: every transaction on the standard output, in its ``format``.
+The ``stdout`` stores: transactions in their ``format``, and events as lines of JSON.
 
 Written through a queue, so a reader that is slow, gone or stopped costs transactions
 (counted) and never the tap.
@@ -10,21 +10,23 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable
-from typing import BinaryIO, TypeAlias
+from operator import itemgetter
+from typing import Any, BinaryIO, TypeAlias
 
 from otel_qtap.config.capture import CaptureFormat
 from otel_qtap.counters import CounterSet
 from otel_qtap.delivery import DeliveryError, DeliveryQueue, TapFirst, describe_error
-from otel_qtap.stores.json_record import render_json
+from otel_qtap.stores.artifact import held_bytes
+from otel_qtap.stores.events import Event
+from otel_qtap.stores.json_record import json_line, render_json, rfc3339
 from otel_qtap.stores.text import render_text
 from otel_qtap.transaction.model import Transaction
 
-__all__ = ["Render", "StdoutStore", "StdoutWriter"]
+__all__ = ["StdoutEventStore", "StdoutStore", "StdoutWriter"]
 
-Render: TypeAlias = Callable[[Transaction], str]
-"""Makes the text to write, line end included; runs on the worker."""
 
-_ITEM_OVERHEAD = 4096  # measured: 3 kB in memory with 20 header fields and no bodies
+_Block: TypeAlias = tuple[Any, Callable[[Any], str], int]
+"""What is to be written in one piece: a thing, what makes text of it, and its size."""
 
 
 class StdoutWriter:
@@ -47,7 +49,7 @@ class StdoutWriter:
     ) -> None:
         self._stream = stream
         self._descriptor = _descriptor(stream)
-        self._queue = DeliveryQueue[tuple[Transaction, Render]](
+        self._queue = DeliveryQueue[_Block](
             name,
             self._write_batch,
             max_bytes=max_bytes,
@@ -55,7 +57,7 @@ class StdoutWriter:
             max_batch_items=256,
             max_delay_s=max_delay_s,
             counters=counters,
-            size_of=_size_of,
+            size_of=itemgetter(2),
             tap_first=tap_first,
         )
 
@@ -64,9 +66,13 @@ class StdoutWriter:
         """Whether a person looks at it."""
         return self._descriptor is not None and os.isatty(self._descriptor)
 
-    def put(self, transaction: Transaction, render: Render) -> None:
-        """Queue what ``render`` makes of ``transaction``."""
-        self._queue.put((transaction, render))
+    def put(self, transaction: Transaction, render: Callable[[Transaction], str]) -> None:
+        """Queue what ``render``, on the worker, makes of ``transaction``, line end included."""
+        self._queue.put((transaction, render, held_bytes(transaction)))
+
+    def put_event(self, event: Event, render: Callable[[Event], str]) -> None:
+        """Queue what ``render``, on the worker, makes of ``event``, line end included."""
+        self._queue.put((event, render, event.held_bytes))
 
     def flush(self, deadline_s: float) -> bool:
         """Return whether everything put before was written."""
@@ -76,13 +82,13 @@ class StdoutWriter:
         """Write what waits and stop; the stream stays open."""
         return self._queue.close(deadline_s)
 
-    def _write_batch(self, batch: list[tuple[Transaction, Render]]) -> None:
+    def _write_batch(self, batch: list[_Block]) -> None:
         blocks: list[str] = []
         failure: Exception | None = None
-        for transaction, render in batch:
+        for item, render, _ in batch:
             try:
-                blocks.append(render(transaction))
-            except Exception as error:  # one transaction must not cost the others
+                blocks.append(render(item))
+            except Exception as error:  # one block must not cost the others
                 failure = error
         self._write("".join(blocks).encode("utf-8", "backslashreplace"))
         if failure is not None:
@@ -122,18 +128,39 @@ class StdoutStore:
         return self._writer.close(deadline_s)
 
 
-_RENDERERS: dict[CaptureFormat, Render] = {
+class StdoutEventStore:
+    """
+    Write each event as one line of JSON.
+
+    Qtap's words stand around it: the message of its log line, and ``event.type`` and
+    ``event`` as its log records have them.
+    """
+
+    def __init__(self, writer: StdoutWriter) -> None:
+        self._writer = writer
+
+    def consume_event(self, event: Event) -> None:
+        """Queue ``event`` for writing."""
+        self._writer.put_event(event, _render_event)
+
+
+def _render_event(event: Event) -> str:
+    line = json_line(
+        {
+            "level": "info",
+            "ts": rfc3339(event.timestamp_ns),
+            "msg": "event store submission",
+            "event.type": event.event_type,
+            "event": event.record(),
+        }
+    )
+    return line + "\n"
+
+
+_RENDERERS: dict[CaptureFormat, Callable[[Transaction], str]] = {
     CaptureFormat.TEXT: lambda transaction: render_text(transaction) + "\n",
     CaptureFormat.JSON: lambda transaction: render_json(transaction) + "\n",
 }
-
-
-def _size_of(item: tuple[Transaction, Render]) -> int:
-    request, response = item[0].request, item[0].response
-    size = _ITEM_OVERHEAD + len(request.body.content) + request.head_size
-    if response is not None:
-        size += len(response.body.content) + response.head_size
-    return size
 
 
 def _descriptor(stream: BinaryIO) -> int | None:

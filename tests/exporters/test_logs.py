@@ -13,6 +13,7 @@ from otel_qtap.config.capture import CaptureLevel
 from otel_qtap.exporters.identity import SpanIdentifier
 from otel_qtap.exporters.logs import LogBuilder
 from otel_qtap.exporters.spans import SpanBuilder
+from otel_qtap.transaction.link import HopHeaders, Link, LinkMethod
 from otel_qtap.transaction.model import Direction, Ending
 
 INGRESS, EGRESS = Direction.INGRESS, Direction.EGRESS_INTERNAL
@@ -72,6 +73,26 @@ def test_severity(direction, status, ending, severity, record_of) -> None:
     """5xx and missing answers are errors, 4xx and impatient clients are warnings."""
     record = record_of(direction=direction, status=status, ending=ending).log_record
     assert record.severity_text == record.severity_number.name == severity
+
+
+def test_what_a_span_says_of_its_link_its_record_says_too(record_of) -> None:
+    """A search in the logs finds it without the trace."""
+    record = record_of(
+        direction=EGRESS,
+        link=Link(method=LinkMethod.STREAM, parent_id="server", root_id="server"),
+        hop_changes=HopHeaders((("a", "1"),), (("a", "1"), ("x-forwarded-for", "b"))).changes(),
+        resend_count=1,
+    ).log_record
+    assert record.attributes["otel_qtap.link.method"] == "stream"
+    assert record.attributes["http.request.resend_count"] == 1
+    assert record.attributes["otel_qtap.proxy.request.headers.added"] == ["x-forwarded-for"]
+
+
+def test_a_failed_connection_is_an_error_to_wake_up_for(record_of) -> None:
+    """It says which server could not be reached."""
+    record = record_of(direction=EGRESS, status=None, ending=Ending.CONNECT_FAILED).log_record
+    assert record.severity_text == "ERROR"
+    assert record.body == "GET http://backend-api-1:8001/api/users (connect_failed) 12.0ms"
 
 
 JSON = "application/json"

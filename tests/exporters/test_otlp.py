@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import logging
 import socket
@@ -26,7 +27,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 )
 
 from otel_qtap.counters import CounterSet
-from otel_qtap.exporters import OtlpExporter, SpanIdentifier
+from otel_qtap.exporters import OtlpExporter, SpanIdentifier, TransportOptions
 from otel_qtap.transaction.model import Direction
 
 WAIT_S = 20.0
@@ -98,13 +99,18 @@ def receiver():
 
 @pytest.fixture
 def make_exporter(counters):
-    """Make exporters; all are closed afterwards."""
+    """Make exporters, options of the transport among theirs; all are closed afterwards."""
     exporters = []
 
     def make(**options):
-        defaults = {"counters": counters, "max_delay_s": 0.01, "timeout_s": 1.0}
-        exporters.append(OtlpExporter(**(defaults | options)))
-        return exporters[-1]
+        of_transport = {field.name for field in dataclasses.fields(TransportOptions)}
+        transport = {name: options.pop(name) for name in of_transport & options.keys()}
+        exporter = OtlpExporter(
+            transport=TransportOptions(**({"timeout_s": 1.0} | transport)),
+            **({"counters": counters, "max_delay_s": 0.01} | options),
+        )
+        exporters.append(exporter)
+        return exporter
 
     yield make
     for exporter in exporters:
@@ -350,7 +356,8 @@ def test_grpc_is_loaded_only_when_used() -> None:
     """HTTP and stdout users do not pay for gRPC's memory."""
     program = (
         "import sys, otel_qtap.exporters as e, otel_qtap.counters as c;"
-        "e.OtlpExporter(counters=c.CounterSet(), endpoint='localhost:1', protocol='http').close(1);"
+        "t = e.TransportOptions(endpoint='localhost:1', protocol='http');"
+        "e.OtlpExporter(counters=c.CounterSet(), transport=t).close(1);"
         "print('grpc' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)

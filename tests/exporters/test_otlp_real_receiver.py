@@ -6,17 +6,14 @@ Over gRPC and over HTTP the same transactions must come out the same.
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import socket
-import subprocess
-import time
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
+from haproxy_demo.receiver import Receiver
 
 from otel_qtap.connection.model import Peer
-from otel_qtap.exporters import OtlpExporter
+from otel_qtap.exporters import OtlpExporter, TransportOptions
 from otel_qtap.transaction.model import Direction, Ending
 
 WAIT_S = 30.0
@@ -25,78 +22,16 @@ CALLER = "b7ad6b7169203331"
 MS = 1_000_000
 
 
-def rotel_program() -> Path | None:
-    spec = importlib.util.find_spec("rotel")
-    if spec is None or spec.origin is None:
-        return None
-    program = Path(spec.origin).with_name("rotel-agent")
-    return program if program.exists() else None
-
-
-class Rotel:
-    """A running rotel, and what it has printed."""
-
-    def __init__(self, program: Path, output: Path) -> None:
-        self.output = output
-        with socket.socket() as grpc, socket.socket() as http:
-            for probe in (grpc, http):
-                probe.bind(("127.0.0.1", 0))
-            self.endpoints = {
-                "grpc": f"127.0.0.1:{grpc.getsockname()[1]}",
-                "http": f"127.0.0.1:{http.getsockname()[1]}",
-            }
-        with output.open("wb") as stream:
-            self.process = subprocess.Popen(
-                [
-                    *(program, "start", "--exporter", "blackhole"),
-                    *("--otlp-grpc-endpoint", self.endpoints["grpc"]),
-                    *("--otlp-http-endpoint", self.endpoints["http"]),
-                    *("--debug-log", "traces", "--debug-log", "logs"),
-                    *("--debug-log-verbosity", "detailed"),
-                ],
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-            )
-
-    def wait_until_it_listens(self) -> bool:
-        deadline = time.monotonic() + WAIT_S
-        for endpoint in self.endpoints.values():
-            host, port = endpoint.split(":")
-            while self.process.poll() is None:
-                try:
-                    socket.create_connection((host, int(port)), 1).close()
-                    break
-                except OSError:
-                    if time.monotonic() > deadline:
-                        return False
-                    time.sleep(0.05)
-        return self.process.poll() is None
-
-    def printed(self, *, until: str, times: int) -> str:
-        deadline = time.monotonic() + WAIT_S
-        text = self.output.read_text()
-        while text.count(until) < times and time.monotonic() < deadline:
-            time.sleep(0.05)
-            text = self.output.read_text()
-        return text
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(WAIT_S)
-
-
 @pytest.fixture
-def rotel(tmp_path):
-    program = rotel_program()
-    if program is None:
+def rotel(tmp_path) -> Iterator[Receiver]:
+    if not Receiver.is_available():
         pytest.skip("rotel is not installed")
-    receiver = Rotel(program, tmp_path / "rotel.txt")
+    receiver = Receiver(tmp_path)
     try:
-        if not receiver.wait_until_it_listens():
-            pytest.skip(f"rotel does not start: {receiver.output.read_text()[:300]}")
+        receiver.wait_until_ready(WAIT_S)
         yield receiver
     finally:
-        receiver.stop()
+        receiver.program.stop()
 
 
 def fields(block: str) -> dict[str, str]:
@@ -120,9 +55,9 @@ def test_what_a_real_receiver_understands(
 ) -> None:
     """Ids, parent, kind, status, times, attributes, bodies, events and resource arrive intact."""
     start = factories.START_NS
-    exporter = OtlpExporter(
-        counters=counters, endpoint=rotel.endpoints[protocol], protocol=protocol, max_delay_s=0.01
-    )
+    port = {"grpc": rotel.grpc_port, "http": rotel.port}[protocol]
+    transport = TransportOptions(endpoint=f"127.0.0.1:{port}", protocol=protocol)
+    exporter = OtlpExporter(counters=counters, transport=transport, max_delay_s=0.01)
     exporter.consume(
         make_transaction(
             request_id="d3kq1f0t8s4c73a1b2c0",
@@ -153,7 +88,9 @@ def test_what_a_real_receiver_understands(
     assert exporter.flush(WAIT_S)
     assert exporter.close(WAIT_S)
 
-    text = rotel.printed(until="\nFlags: ", times=2)
+    printed = rotel.program.output
+    rotel.program.wait_until(lambda: printed().count("\nFlags: ") >= 2, WAIT_S, "two log records")
+    text = printed()
     server, client = blocks(text, "Span")
     assert {
         "Trace ID": TRACE,

@@ -11,6 +11,14 @@ from otel_qtap.config.capture import CaptureLevel
 from otel_qtap.connection.model import Peer
 from otel_qtap.exporters.identity import SpanIdentifier
 from otel_qtap.exporters.spans import SpanBuilder
+from otel_qtap.transaction.link import (
+    Candidate,
+    HopHeaders,
+    Link,
+    LinkMethod,
+    ProxyHop,
+    ProxyName,
+)
 from otel_qtap.transaction.model import Direction, Ending
 
 INGRESS, EGRESS = Direction.INGRESS, Direction.EGRESS_INTERNAL
@@ -24,7 +32,7 @@ def span_of(make_transaction):
 
     def build(**changes):
         transaction = make_transaction(**changes)
-        return builder.build(transaction, SpanIdentifier()(transaction))
+        return builder.build(transaction, SpanIdentifier(b"key")(transaction))
 
     return build
 
@@ -58,6 +66,7 @@ def test_server_span_attribute_by_attribute(span_of) -> None:
         "http.request.body.size": 5,
         "http.response.body.size": 2,
         "http.response.status_code": 200,
+        "otel_qtap.time_to_first_byte": 0.006,
         "otel_qtap.request_id": "d3kq1f0t8s4c73a1b2c0",
         "otel_qtap.connection_id": "d3kq1f0t8s4c73a1b2bg",
     }
@@ -82,6 +91,7 @@ def test_client_span_attribute_by_attribute(span_of) -> None:
         "network.protocol.version": "1.1",
         "http.response.body.size": 0,
         "http.response.status_code": 200,
+        "otel_qtap.time_to_first_byte": 0.006,
         "otel_qtap.request_id": "d3kq1f0t8s4c73a1b2c0",
         "otel_qtap.connection_id": "d3kq1f0t8s4c73a1b2bg",
     }
@@ -226,6 +236,147 @@ def test_protocol_version(version, said, span_of, make_request) -> None:
     )
 
 
+OURS = ("haproxy.", "http.request.resend_count", "otel_qtap.")
+ALWAYS = {"otel_qtap.request_id", "otel_qtap.connection_id", "otel_qtap.time_to_first_byte"}
+STREAM = Link(method=LinkMethod.STREAM, parent_id="server", root_id="server")
+NEIGHBOUR = Link(method=LinkMethod.CONNECTION, parent_id="attempt", root_id="server")
+
+RELATIONS = [
+    pytest.param(INGRESS, {}, {}, id="alone"),
+    pytest.param(EGRESS, {"link": STREAM}, {"otel_qtap.link.method": "stream"}, id="attempt"),
+    pytest.param(
+        INGRESS, {"link": NEIGHBOUR}, {"otel_qtap.link.method": "connection"}, id="neighbour"
+    ),
+    pytest.param(
+        EGRESS,
+        {"link": STREAM, "resend_count": 2},
+        {"otel_qtap.link.method": "stream", "http.request.resend_count": 2},
+        id="resent",
+    ),
+    pytest.param(
+        INGRESS,
+        {"hop": ProxyHop(attempts=3, overhead_ns=250_000)},
+        {"otel_qtap.proxy.attempts": 3, "otel_qtap.proxy.overhead": 0.00025},
+        id="proxied",
+    ),
+    pytest.param(
+        INGRESS,
+        {"hop": ProxyHop(attempts=0, overhead_ns=12 * MS)},
+        {"otel_qtap.proxy.attempts": 0, "otel_qtap.proxy.overhead": 0.012},
+        id="answered-by-the-proxy-itself",
+    ),
+    pytest.param(
+        EGRESS, {"is_health_check": True}, {"otel_qtap.health_check": True}, id="health-check"
+    ),
+    pytest.param(
+        EGRESS,
+        {"candidates": (Candidate("one", "one", ()),)},
+        {"otel_qtap.link.ambiguous": True},
+        id="ambiguous",
+    ),
+    pytest.param(
+        EGRESS,
+        {"proxy_name": ProxyName("api_servers", "api1")},
+        {"haproxy.proxy_name": "api_servers", "haproxy.service_name": "api1"},
+        id="named",
+    ),
+]
+
+
+@pytest.mark.parametrize(("direction", "changes", "expected"), RELATIONS)
+def test_what_it_has_to_do_with_others(direction, changes, expected, span_of) -> None:
+    """Each fact in its attribute, and none where it is not known."""
+    attributes = span_of(direction=direction, level=CaptureLevel.SUMMARY, **changes).attributes
+    found = {key: value for key, value in attributes.items() if key.startswith(OURS)}
+    assert {key: value for key, value in found.items() if key not in ALWAYS} == expected
+
+
+def test_an_attempt_is_a_child_of_its_request(span_of) -> None:
+    """Parent and trace are those of the request's own span."""
+    span = span_of(direction=EGRESS, link=STREAM)
+    request = span_of(request_id="server")
+    assert span.parent.span_id == request.context.span_id
+    assert span.context.trace_id == request.context.trace_id
+
+
+def test_candidates_become_span_links(span_of) -> None:
+    """To the spans that may be the parent; there is none then."""
+    candidates = (Candidate("one", "one", ()), Candidate("two", "two", ()))
+    span = span_of(direction=EGRESS, candidates=candidates)
+    expected = [span_of(request_id=request_id).context for request_id in ("one", "two")]
+    assert span.parent is None
+    assert [link.context for link in span.links] == expected
+
+
+def test_a_connection_that_failed_is_a_failed_attempt(
+    span_of, make_request, make_timings, factories
+) -> None:
+    """A CLIENT span like the others, from the first packet to the refusal; nothing was answered."""
+    start = factories.START_NS
+    timings = make_timings(
+        start_ns=start, duration_ns=2 * MS, response_start_ns=0, response_head_ns=0,
+        response_end_ns=0, request_end_ns=0, connect_start_ns=start,
+    )  # fmt: skip
+    span = span_of(
+        direction=EGRESS,
+        link=STREAM,
+        request=make_request(headers=()),
+        response=None,
+        timings=timings,
+        ending=Ending.CONNECT_FAILED,
+    )
+    assert (span.kind, span.status.status_code) == (SpanKind.CLIENT, StatusCode.ERROR)
+    assert (span.start_time, span.end_time) == (start, start + 2 * MS)
+    assert span.attributes["error.type"] == "connect_failed"
+    assert span.attributes["server.address"] == "backend-api-1"
+    assert not any("response" in key for key in span.attributes)
+    assert "otel_qtap.connect.duration" not in span.attributes
+
+
+def test_times_of_the_steps(span_of, make_timings, factories) -> None:
+    """In seconds; what did not happen takes no time and has no attribute."""
+    start = factories.START_NS
+    timings = make_timings(
+        connect_start_ns=start - 3 * MS,
+        connect_end_ns=start - MS,
+        response_start_ns=start + 5 * MS,
+    )
+    attributes = span_of(direction=EGRESS, timings=timings).attributes
+    assert attributes["otel_qtap.connect.duration"] == 0.002
+    assert attributes["otel_qtap.time_to_first_byte"] == 0.005
+    attributes = span_of(direction=EGRESS, status=None).attributes
+    assert not {"otel_qtap.connect.duration", "otel_qtap.time_to_first_byte"} & set(attributes)
+
+
+CHANGES = HopHeaders(
+    received=(("Host", "shop"), ("Cookie", "secret"), ("X-Debug", "1")),
+    sent=(("host", "shop"), ("cookie", "other"), ("x-forwarded-for", "192.0.2.7")),
+    answered=(("server", "backend"),),
+    passed_on=(("server", "backend"), ("set-cookie", "secret")),
+)
+
+
+@pytest.mark.parametrize(
+    ("level", "is_told"),
+    [(CaptureLevel.SUMMARY, False), (CaptureLevel.HEADERS, True), (CaptureLevel.FULL, True)],
+)
+def test_what_a_proxy_changed_is_told_by_name(level, is_told, span_of, make_transaction) -> None:
+    """At the levels that keep headers; the values are nobody's business."""
+    reduced = make_transaction(direction=EGRESS, hop_headers=CHANGES).reduced_to(level)
+    attributes = span_of(direction=EGRESS, hop_changes=reduced.hop_changes, level=level).attributes
+    found = {key: value for key, value in attributes.items() if ".proxy." in key}
+    assert found == (
+        {
+            "otel_qtap.proxy.request.headers.added": ["x-forwarded-for"],
+            "otel_qtap.proxy.request.headers.removed": ["x-debug"],
+            "otel_qtap.proxy.request.headers.changed": ["cookie"],
+            "otel_qtap.proxy.response.headers.added": ["set-cookie"],
+        }
+        if is_told
+        else {}
+    )
+
+
 def test_anything_on_the_wire_can_be_encoded(span_of, make_process) -> None:
     """Every octet, and a program name that is no text, goes through the SDK's encoder."""
     nasty = "".join(map(chr, range(256)))
@@ -236,6 +387,8 @@ def test_anything_on_the_wire_can_be_encoded(span_of, make_process) -> None:
             target=f"/{nasty}?{nasty}",
             request_headers=((nasty, nasty), ("host", nasty), ("user-agent", nasty)),
             process=make_process(executable="/bin/\udcff"),
+            proxy_name=ProxyName(nasty, nasty),
+            hop_changes=HopHeaders(((nasty, nasty),), (("é", nasty),)).changes(),
         )
         encoded = encode_spans([span]).resource_spans[0].scope_spans[0].spans[0]
         assert len(encoded.attributes) == len(span.attributes)

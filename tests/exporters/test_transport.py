@@ -46,3 +46,11 @@ def test_protocol(environment, protocol, expected, monkeypatch) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert TransportOptions(protocol=protocol).protocol_of("traces") == expected
+
+
+def test_options_do_not_tell_their_headers() -> None:
+    """Where options are printed, for a traceback perhaps, keys for the receiver are not."""
+    options = TransportOptions(endpoint="collector:4318", headers={"api-key": "s3cr3t"})
+
+    assert "collector:4318" in repr(options)
+    assert "s3cr3t" not in repr(options)

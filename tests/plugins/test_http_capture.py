@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from otel_qtap.config.capture import CaptureFormat, CaptureLevel
 from otel_qtap.plugins.http_capture import HttpCapture
 from otel_qtap.plugins.redaction import Redactor
+from otel_qtap.transaction.link import Link, LinkMethod
 
 
 @dataclass
@@ -29,6 +31,7 @@ class PathRule:
     path: str
     level: CaptureLevel
     format: CaptureFormat | None = None
+    sample_rate: float | None = None
 
     def matches(self, transaction) -> bool:
         return transaction.path == self.path
@@ -39,6 +42,7 @@ class Broken:
 
     level = CaptureLevel.FULL
     format = None
+    sample_rate = None
 
     def consume(self, transaction) -> None:
         raise RuntimeError(f"cannot store {transaction.request.header('authorization')}")
@@ -150,3 +154,79 @@ def test_a_failing_rule_does_not_match(capture, make_transaction, counters) -> N
     plugin.consume(make_transaction())
     assert [taken.level for taken in sink.taken] == [CaptureLevel.SUMMARY]
     assert counters.value("otel_qtap.capture.failed", component="Broken") == 1
+
+
+RATES = [
+    # of the plugin, of the rule for /api, share of /api and of /other that is kept
+    pytest.param(1.0, None, 1.0, 1.0, id="all"),
+    pytest.param(0.0, None, 0.0, 0.0, id="none"),
+    pytest.param(0.0, 1.0, 1.0, 0.0, id="only-the-rule"),
+    pytest.param(1.0, 0.0, 0.0, 1.0, id="all-but-the-rule"),
+    pytest.param(0.3, None, 0.3, 0.3, id="rule-takes-the-plugin's"),
+    pytest.param(0.5, 0.1, 0.1, 0.5, id="each-its-own"),
+]
+
+
+@pytest.mark.parametrize(("plugin_rate", "rule_rate", "api", "other"), RATES)
+def test_a_share_is_kept(
+    plugin_rate, rule_rate, api, other, capture, make_transaction, counters
+) -> None:
+    """That of the rule that matched, else the plugin's; what is left out is counted."""
+    rule = PathRule("/api", CaptureLevel.HEADERS, sample_rate=rule_rate)
+    plugin, sink = capture(rules=[rule], sample_rate=plugin_rate)
+    count = 1000
+    for number in range(count):
+        for target in ("/api", "/other"):
+            plugin.consume(make_transaction(target=target, request_id=f"{target}{number}"))
+
+    for target, share in (("/api", api), ("/other", other)):
+        kept = sum(taken.path == target for taken in sink.taken)
+        assert abs(kept - count * share) <= 4 * (count * share * (1 - share)) ** 0.5
+    left_out = counters.value("otel_qtap.capture.sampled_out")
+    assert left_out == 2 * count - len(sink.taken)
+    assert counters.total("otel_qtap.capture.transactions") == 2 * count
+
+
+def test_the_same_transactions_are_kept_everywhere(capture, make_transaction) -> None:
+    """Another agent with the same rate keeps the same ones."""
+    kept = []
+    for _ in range(2):
+        plugin, sink = capture(sample_rate=0.5)
+        for number in range(50):
+            plugin.consume(make_transaction(request_id=f"r{number}"))
+        kept.append([taken.request_id for taken in sink.taken])
+    assert kept[0] == kept[1]
+    assert 5 < len(kept[0]) < 45
+
+
+def test_level_none_is_not_part_of_a_sample(capture, make_transaction, counters) -> None:
+    """There is nothing to keep of it."""
+    plugin, sink = capture(level=CaptureLevel.NONE, sample_rate=0.5)
+    for number in range(20):
+        plugin.consume(make_transaction(request_id=f"r{number}"))
+    assert sink.taken == []
+    assert counters.value("otel_qtap.capture.sampled_out") == 0
+
+
+@pytest.mark.parametrize("client_first", [True, False])
+def test_both_sides_of_a_proxied_request_are_kept_or_left_out_together(
+    client_first, capture, make_transaction
+) -> None:
+    """Retries too, and also where a rule with another rate matches only one of them."""
+    rule = PathRule("/api", CaptureLevel.HEADERS, sample_rate=0.9)
+    plugin, sink = capture(rules=[rule], sample_rate=0.2)
+    for number in range(400):
+        root = f"root{number}"
+        link = Link(method=LinkMethod.STREAM, parent_id=root, root_id=root)
+        trace = [
+            make_transaction(request_id=f"{root}-1", link=link, target="/other"),
+            make_transaction(request_id=f"{root}-2", link=link, target="/api"),
+            make_transaction(request_id=root, target="/api"),
+        ]
+        for transaction in trace if client_first else reversed(trace):
+            plugin.consume(transaction)
+
+    traces = Counter(taken.request_id.partition("-")[0] for taken in sink.taken)
+    assert set(traces.values()) == {3}
+    share = 0.2 if client_first else 0.9  # the rate of the one that is seen first
+    assert abs(len(traces) - 400 * share) <= 4 * (400 * share * (1 - share)) ** 0.5

@@ -180,3 +180,14 @@ def test_a_secret_never_survives_whatever_stands_around_it(path, key, others, pl
     redacted = REDACTOR.redact_url(f"{path}?{'&'.join(pairs)}")
     assert "hunter2" not in redacted
     assert redacted.count("REDACTED") == 1
+
+
+def test_plugins_that_ask_in_turn_get_the_same_answer(make_transaction) -> None:
+    """About the same transaction; equal ones are still looked at each for itself."""
+    redactor = Redactor()
+    one, two = (make_transaction(target=f"/{n}?token=s3cret") for n in (1, 2))
+    first = redactor.redact(one)
+
+    assert redactor.redact(one) is first
+    assert redactor.redact(two).request.target == "/2?token=REDACTED"
+    assert redactor.redact(one) == first

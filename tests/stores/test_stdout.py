@@ -13,7 +13,9 @@ import threading
 import pytest
 
 from otel_qtap.config.capture import CaptureFormat
-from otel_qtap.stores.stdout import StdoutStore, StdoutWriter
+from otel_qtap.stores.artifact import make_artifact
+from otel_qtap.stores.events import ArtifactRecord, RequestEvent
+from otel_qtap.stores.stdout import StdoutEventStore, StdoutStore, StdoutWriter
 
 WAIT_S = 30.0
 
@@ -148,3 +150,47 @@ def test_a_blocked_reader_stalls_neither_the_tap_nor_the_exit(factories) -> None
         os.close(reading)
     assert done.stderr.decode().split()[-3:] == ["True", "False", "True"]
     assert done.returncode == 0
+
+
+def test_events_as_lines(make_transaction, counters) -> None:
+    """One object of JSON per line, between whole blocks of transactions, in order."""
+    stream = io.BytesIO()
+    writer = StdoutWriter(stream, counters=counters)
+    store, events = StdoutStore(writer), StdoutEventStore(writer)
+    transaction = make_transaction(format=CaptureFormat.TEXT)
+    events.consume_event(RequestEvent(transaction=transaction))
+    store.consume(transaction)
+    events.consume_event(ArtifactRecord(transaction=transaction))
+    assert writer.close(WAIT_S)
+
+    first, *block, last = stream.getvalue().decode().splitlines()
+    assert block[0] == "=== HTTP Transaction ==="
+    request, artifact = json.loads(first), json.loads(last)
+    assert request == {
+        "level": "info",
+        "ts": "2026-08-29T10:40:00.123456789Z",
+        "msg": "event store submission",
+        "event.type": "request",
+        "event": RequestEvent(transaction=transaction).record(),
+    }
+    assert artifact["event.type"] == "artifact_record"
+    assert artifact["event"]["digest"] == make_artifact(transaction).digest
+
+
+def test_an_event_stays_one_line(make_transaction, make_process, counters) -> None:
+    """Whatever passes in methods, URLs and names."""
+    nasty = "".join(map(chr, range(256)))
+    stream = io.BytesIO()
+    writer = StdoutWriter(stream, counters=counters)
+    transaction = make_transaction(
+        method=nasty,
+        target=f"/{nasty}",
+        request_headers=(("user-agent", nasty), ("host", nasty)),
+        process=make_process(executable="/bin/\udcff\u2028"),
+    )
+    StdoutEventStore(writer).consume_event(RequestEvent(transaction=transaction))
+    StdoutEventStore(writer).consume_event(ArtifactRecord(transaction=transaction))
+    assert writer.close(WAIT_S)
+    lines = stream.getvalue().decode("ascii").splitlines()
+    assert len(lines) == 2
+    assert all(line.isprintable() and json.loads(line) for line in lines)

