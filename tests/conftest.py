@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from otel_qtap.config import Config, load_config
 from otel_qtap.counters import CounterSet
+
+_CONFIG = """\
+version: 2
+services:
+  object_stores: [{{type: stdout}}]
+stacks:
+  s:
+    plugins:
+      - type: http_capture
+        config: {{level: {level}, format: {format}}}
+tap:
+  direction: {direction}
+  ignore_loopback: {loopback}
+  http: {{stack: s}}
+"""
 
 
 def _load_factories() -> ModuleType:
@@ -77,3 +94,26 @@ def make_container():
 def counters() -> CounterSet:
     """A fresh set of counters."""
     return CounterSet()
+
+
+@pytest.fixture
+def write_config(tmp_path) -> Callable[..., Path]:
+    """``write_config(level=…, format=…, direction=…, loopback=…, more="…")``: a Qtap file."""
+
+    def write(*, more: str = "", **changes: str) -> Path:
+        values = {"level": "full", "format": "text", "direction": "all", "loopback": "false"}
+        path: Path = tmp_path / "qtap.yaml"
+        path.write_text(_CONFIG.format(**(values | changes)) + more)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def configure(write_config) -> Callable[..., Config]:
+    """The same, loaded."""
+
+    def make(**changes: str) -> Config:
+        return load_config(write_config(**changes)).config
+
+    return make

@@ -15,25 +15,13 @@ from typing import Any
 import pytest
 from conversations import Script, encode
 
-from otel_qtap import __version__, cli
+from otel_qtap import __version__, agent_log, cli, options
+from otel_qtap.config import LoadedConfig
 from otel_qtap.connection.model import Process
+from otel_qtap.destinations import DestinationError
 from otel_qtap.receiver.programs import MachineError, Rung
 from otel_qtap.receiver.recording import RecordingWriter
 
-CONFIG = """\
-version: 2
-services:
-  object_stores: [{type: stdout}]
-stacks:
-  s:
-    plugins:
-      - type: http_capture
-        config: {level: full, format: text}
-tap:
-  direction: all
-  ignore_loopback: false
-  http: {stack: s}
-"""
 _VARIABLES = (
     "QPOINT_CONFIG", "LOG_LEVEL", "LOG_ENCODING", "HTTP_BUFFER_SIZE", "DOCKER_SOCKET",
     "STATUS_LISTEN",
@@ -52,9 +40,8 @@ def clean(monkeypatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def config(tmp_path) -> Path:
-    path: Path = tmp_path / "qtap.yaml"
-    path.write_text(CONFIG)
+def config(write_config) -> Path:
+    path: Path = write_config()
     return path
 
 
@@ -81,10 +68,10 @@ class FakeAgent:
     refusal: Exception | None = None
     delivers = True
 
-    def __init__(self, config: Any, options: Any, counters: Any, _stdout: Any) -> None:
+    def __init__(self, loaded: LoadedConfig, options: Any, counters: Any, _stdout: Any) -> None:
         if self.refusal is not None:
             raise self.refusal
-        self.config, self.options, self.counters = config, options, counters
+        self.config, self.options, self.counters = loaded.config, options, counters
         self.is_ready = True
         self.receiver = SimpleNamespace(rung=Rung.SOCKETS)
         type(self).made.append(self)
@@ -100,7 +87,7 @@ class FakeRecorder(FakeAgent):
     durations: list[float]
 
     def __init__(self, config: Any, options: Any, counters: Any, writer: RecordingWriter) -> None:
-        super().__init__(config, options, counters, None)
+        super().__init__(LoadedConfig(config, (), "a file"), options, counters, None)
         self.writer = writer
 
     def run(self, duration_s: float) -> str:  # type: ignore[override]
@@ -321,7 +308,7 @@ def test_log_lines_can_be_json(capfd) -> None:
 @pytest.mark.parametrize("encoding", ["json", "console"])
 def test_an_exception_is_logged_with_its_place(capfd, encoding) -> None:
     """A defect of ours should be reportable; in JSON it stays one line."""
-    cli._set_up_logging("info", encoding)
+    agent_log.set_up_logging("info", encoding)
     try:
         raise ValueError("odd")
     except ValueError:
@@ -339,6 +326,39 @@ def test_a_machine_that_cannot_is_one_message_and_1(capfd, agent, monkeypatch) -
 
     assert run() == 1
     assert capfd.readouterr().err == "otel-qtap: loading eBPF programs needs root\n"
+
+
+def test_a_destination_that_can_never_work_is_one_message_and_1(
+    capfd, agent, monkeypatch, config, recording
+) -> None:
+    """In a run and in a replay, which print nothing else."""
+    monkeypatch.setattr(agent, "refusal", DestinationError("the event store x cannot be used"))
+    assert run("--config", str(config)) == 1
+    assert capfd.readouterr().err == "otel-qtap: the event store x cannot be used\n"
+
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "zip")
+    store = "services:\n  event_stores: [{type: otel, id: mine}]"
+    config.write_text(config.read_text().replace("services:", store))
+    assert cli.main(["replay", str(recording), f"--config={config}"]) == 1
+    told = capfd.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("otel-qtap: the event store mine cannot be used")
+    assert len(told.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["validate", "rule", "reload-config", "report"])
+def test_every_other_command_explains_itself(capfd, command) -> None:
+    """With examples; the help of the agent names it."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    text = capfd.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+
+    assert caught.value.code == 0
+    assert text.startswith(f"usage: otel-qtap {command} ")
+    assert "examples:" in text
+    assert f"otel-qtap {command} " in capfd.readouterr().out
 
 
 # The status server -------------------------------------------------------------------
@@ -372,7 +392,7 @@ def test_the_default_port_being_taken_is_a_warning(capfd, monkeypatch) -> None:
     """Another agent, perhaps: capturing matters more."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        monkeypatch.setattr(cli, "_DEFAULT_STATUS", address)
+        monkeypatch.setattr(options, "DEFAULT_STATUS", address)
         assert cli.main(["--log-encoding=console"]) == 0
 
     told = capfd.readouterr().err
@@ -383,12 +403,12 @@ def test_the_default_port_being_taken_is_a_warning(capfd, monkeypatch) -> None:
 # Configuration -----------------------------------------------------------------------
 
 
-def test_a_bad_configuration_is_told_whole_and_ends_with_1(capfd, agent, tmp_path) -> None:
+def test_a_bad_configuration_is_told_whole_and_ends_with_1(capfd, agent, config) -> None:
     """Every problem, with its place, its value and the way out."""
-    path = tmp_path / "qtap.yaml"
-    path.write_text(CONFIG.replace("level: full", "level: fulll").replace("direction", "directoin"))
+    text = config.read_text()
+    config.write_text(text.replace("level: full", "level: fulll").replace("direction", "directoin"))
 
-    assert run("--config", str(path)) == 1
+    assert run("--config", str(config)) == 1
     told = capfd.readouterr().err
     assert "'fulll'" in told
     assert "did you mean 'full'?" in told
@@ -409,17 +429,16 @@ def test_a_configuration_that_cannot_be_read_ends_every_command(capfd, tmp_path,
     assert not Path("f").exists()
 
 
-def test_warnings_about_the_configuration_do_not_stop_a_run(capfd, tmp_path) -> None:
-    """They name what is not acted on."""
-    path = tmp_path / "qtap.yaml"
-    path.write_text(
-        CONFIG.replace("- type: http_capture", "- type: report_usage\n      - type: http_capture")
-    )
+def test_warnings_about_the_configuration_do_not_stop_a_run(capfd, config) -> None:
+    """They name what has no effect."""
+    first = "- type: http_capture"
+    silent = "- type: access_logs\n        config: {mode: none}"
+    config.write_text(config.read_text().replace(first, f"{silent}\n      {first}"))
 
-    assert run("--config", str(path), "--log-encoding=console", "--log-level=warn") == 0
+    assert run("--config", str(config), "--log-encoding=console", "--log-level=warn") == 0
     told = capfd.readouterr().err
     assert "WARNING" in told
-    assert "report_usage: this plugin is not active in this version" in told
+    assert "stacks.s.plugins.0: prints nothing: its mode is none" in told
 
 
 # Recordings --------------------------------------------------------------------------

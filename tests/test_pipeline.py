@@ -5,49 +5,26 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import pytest
+from configs import stack_config
 from conversations import EPOCH_OFFSET_NS, NoFacts, Script
+from exporters.test_otlp import Receiver
+from messages import GET, OK
 
 from otel_qtap.config import Config, load_config
 from otel_qtap.connection.model import Process
 from otel_qtap.counters import CounterSet
-from otel_qtap.events import Role
+from otel_qtap.destinations import DestinationError
+from otel_qtap.events import CloseStep, Role
 from otel_qtap.pipeline import Pipeline, PipelineOptions, is_wanted
-
-GET = b"GET /a HTTP/1.1\r\nhost: h\r\n\r\n"
-OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
-
-_BASE = """\
-version: 2
-services:
-  object_stores: [{{type: stdout}}]
-stacks:
-  s:
-    plugins:
-      - type: http_capture
-        config: {{level: {level}, format: json}}
-tap:
-  direction: {direction}
-  ignore_loopback: {loopback}
-  http: {{stack: s}}
-"""
 
 
 @pytest.fixture
-def configure(tmp_path) -> Callable[..., Config]:
-    """``configure(level=…, direction=…, loopback=…, more="…") -> Config``."""
-
-    def make(
-        *, level: str = "full", direction: str = "all", loopback: str = "false", more: str = ""
-    ) -> Config:
-        path: Path = tmp_path / "qtap.yaml"
-        text = _BASE.format(level=level, direction=direction, loopback=loopback)
-        path.write_text(text + more)
-        return load_config(path).config
-
-    return make
+def configure(configure) -> Callable[..., Config]:
+    """Lines of JSON, which a test reads more easily than text."""
+    return partial(configure, format="json")
 
 
 class Run:
@@ -67,11 +44,17 @@ class Run:
             for event in script.events:
                 self.pipeline.accept_event(event)
             script.events = []
+            self.pipeline.settle(script.now_ns + 10**9)  # no log of HAProxy will come
         return self
 
     def records(self) -> list[dict]:
+        self.pipeline.settle(10**12)
         assert self.pipeline.flush(5)
         return [json.loads(line) for line in self.stdout.getvalue().decode().splitlines()]
+
+    def adopt(self, config: Config) -> Run:
+        self.pipeline.adopt(self.pipeline.prepare(config))
+        return self
 
     def close(self) -> None:
         self.pipeline.stop_connections(10**12)
@@ -246,12 +229,12 @@ def test_the_built_in_configuration_prints_what_leaves_the_host(run) -> None:
     assert started.counters.value("otel_qtap.connection.filtered") == 1
 
 
-def test_a_store_that_is_away_does_not_hinder_the_others(configure, tmp_path, monkeypatch) -> None:
+def test_a_store_that_is_away_does_not_hinder_the_others(write_config, monkeypatch) -> None:
     """A collector that nobody runs: what is printed is printed; closing says the truth."""
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
-    path = tmp_path / "with-otel.yaml"
+    path = write_config(format="json")
     path.write_text(
-        _BASE.format(level="full", direction="all", loopback="false").replace(
+        path.read_text().replace(
             "services:",
             "services:\n  event_stores:\n"
             "    - {type: otel, protocol: http, endpoint: 'http://127.0.0.1:9'}",
@@ -264,3 +247,146 @@ def test_a_store_that_is_away_does_not_hinder_the_others(configure, tmp_path, mo
     assert b'"/a"' in started.stdout.getvalue()
     started.pipeline.stop_connections(10**12)
     assert not started.pipeline.close(0.5)
+
+
+# Another configuration ----------------------------------------------------------------
+
+
+def test_what_runs_ends_under_the_new_configuration(configure, run) -> None:
+    """A request that was asked before and answered after: one transaction, at the new level."""
+    started = run(configure(level="headers"))
+    script = Script()
+    script.ask(GET)
+    started.play(script)
+    started.adopt(configure(level="full"))
+    script.answer(OK)
+
+    (record,) = started.play(script).records()
+    assert record["ending"] == "complete"
+    assert "body" in record["response"]
+    assert started.counters.value("otel_qtap.connection.opened") == 1
+
+
+def test_less_is_held_once_less_is_wanted(configure, run) -> None:
+    """Memory follows the configuration."""
+    started = run(configure(level="full")).adopt(configure(level="summary"))
+    script = Script()
+    script.ask(GET)
+    script.answer(OK[:-1])
+    started.play(script)
+
+    assert started.pipeline.assembler.budget.used == 0
+
+
+def test_destinations_stay_where_nothing_is_said_about_them(configure, run) -> None:
+    """A new rule costs no connection to a collector, and delivery goes on."""
+    started = run(configure(level="full"))
+    setup = started.pipeline.prepare(configure(level="none"))
+    assert setup.destinations is started.pipeline.prepare(configure()).destinations
+    started.pipeline.adopt(setup)
+    started.adopt(configure(level="summary"))
+
+    assert len(started.play(_exchange()).records()) == 1
+
+
+def _otel(receiver: Receiver) -> str:
+    return (
+        "object_stores: [{type: stdout}]\n"
+        f"event_stores: [{{type: otel, protocol: http, endpoint: '{receiver.endpoint}'}}]"
+    )
+
+
+CAPTURE = "- {type: http_capture, config: {level: summary, format: json}}"
+
+
+def test_new_destinations_take_over_and_old_ones_deliver(run) -> None:
+    """Each span arrives once, at the one or the other; ids of spans stay what they were."""
+    first, second = Receiver(), Receiver()
+    started = run(stack_config(CAPTURE, services=_otel(first)))
+    started.play(_exchange(connection_id=1))
+    started.adopt(stack_config(CAPTURE, services=_otel(second)))
+    started.play(_exchange(connection_id=2), _exchange(Role.CLIENT, connection_id=3))
+    started.pipeline.stop_connections(10**12)
+    assert started.pipeline.close(10)
+    spans = [[span.kind for span in receiver.spans()] for receiver in (first, second)]
+    for receiver in (first, second):
+        receiver.shutdown()
+        receiver.server_close()
+
+    assert spans == [[2], [2, 3]]
+    assert started.counters.value("otel_qtap.delivery.dropped", destination="otlp") == 0
+
+
+def test_what_cannot_be_made_changes_nothing(run, monkeypatch) -> None:
+    """The old configuration goes on."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "zip")
+    started = run(stack_config(CAPTURE))
+    bad = stack_config(CAPTURE, services="event_stores: [{type: otel}]")
+    with pytest.raises(DestinationError):
+        started.pipeline.prepare(bad)
+
+    assert len(started.play(_exchange()).records()) == 1
+
+
+@pytest.mark.parametrize("more", ["direction: ingress", "ignore_loopback: true"])
+def test_connections_that_are_not_wanted_any_more_fall_silent(run, more) -> None:
+    """The kernel side decides once on each; what it still hands over is passed over here."""
+    address = {} if "direction" in more else {"remote_address": "127.0.0.1"}
+    script = _exchange(Role.CLIENT, **address)
+    started = run(stack_config(CAPTURE)).play(script)
+    assert len(started.records()) == 1
+    started.adopt(stack_config(CAPTURE, tap=more))
+    script.ask(GET)
+    script.answer(OK)
+
+    assert len(started.play(script).records()) == 1
+
+
+def test_connections_are_reported_on_where_somebody_asks(run) -> None:
+    """Also when the asking begins, or ends, while connections are open."""
+    receiver = Receiver()
+    started = run(stack_config(CAPTURE))
+    old = _exchange(connection_id=1)
+    started.play(old)
+    started.adopt(stack_config(CAPTURE, services=_otel(receiver)))
+    new = _exchange(connection_id=2)
+    started.play(new)
+    started.adopt(stack_config(CAPTURE))
+    for script in (old, new):
+        script.step(CloseStep.DESTROYED)
+    started.play(new).adopt(stack_config(CAPTURE, services=_otel(receiver))).play(old)
+    last = _exchange(connection_id=3)
+    last.step(CloseStep.DESTROYED)
+    started.play(last)
+    started.pipeline.stop_connections(10**12)
+    assert started.pipeline.close(10)
+    names = [record.event_name for record in receiver.records()]
+    receiver.shutdown()
+    receiver.server_close()
+
+    assert names.count("qtap.connection") == 1  # the last; the new one ended when nobody asked
+    assert started.counters.value("qtap.connection.open", direction="ingress") == 2
+
+
+def test_metrics_are_counted_on(run) -> None:
+    """A new configuration does not begin them anew."""
+    started = run(stack_config("- type: http_metrics")).play(_exchange(connection_id=1))
+    started.adopt(stack_config("- type: http_metrics\n- type: access_logs"))
+    started.play(_exchange(connection_id=2))
+
+    assert started.counters.total("qtap.http.requests") == 2
+
+
+def test_observers_see_everything(run, configure) -> None:
+    """Whatever the configuration keeps."""
+    seen = []
+
+    class Observer:
+        def consume(self, transaction) -> None:
+            seen.append(transaction.request.target)
+
+    started = run(configure(level="none"), observers=(Observer(),))
+    started.play(_exchange()).adopt(configure(level="none"))
+    started.play(_exchange(connection_id=78))
+
+    assert seen == ["/a", "/a"]

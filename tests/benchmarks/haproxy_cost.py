@@ -1,13 +1,13 @@
 """
 What the agent costs a real HAProxy, and what it costs itself.
 
-    python tests/benchmarks/haproxy_cost.py --rounds 5 --rung sockets --rung syscalls
+    python tests/benchmarks/haproxy_cost.py --rounds 5 --agent sockets:off --agent sockets:fast
 
 Run as root on an otherwise quiet machine with two processors or more. HAProxy, a load
 program and a backend live in a network namespace of their own, the agent outside of it,
 as in production. In each round every variant runs once, one after the other: without an
 agent, without one again (the control: what the machine's own noise looks like), and with
-the agent on each rung. The order is turned by one from round to round, each variant is
+each agent asked for: on a rung, with a way of linking (``tap.link``). The order is turned by one from round to round, each variant is
 compared to the run without an agent of the same round, and the median of these ratios
 counts. The quartiles behind a ratio say how far it can be trusted.
 
@@ -50,12 +50,17 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
 from haproxy_demo.receiver import Receiver, free_port
 from traffic.haproxy import HAProxy, HAProxySettings, Server, find_binaries
 from traffic.load import LoadReport, compile_program, run_load, start_sink
-from traffic.world import Program, World, WorldError, wait_until
+from traffic.world import Program, World, WorldError
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKEND_PORT = 8999
 STEADY_RATE = 5000
 NO_AGENT, CONTROL = "without", "without again"
+AGENTS = tuple(
+    f"{rung}:{link}"
+    for rung in ("sockets", "syscalls")
+    for link in ("off", "fast", "probe", "passive")
+)
 SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? ([0-9.e+-]+)")
 
 
@@ -104,7 +109,6 @@ class Agent:
 
     def __init__(self, directory: Path, config: Path, rung: str) -> None:
         self._port = free_port()
-        self.started_s = time.monotonic()
         self._program = Program(
             "agent",
             [
@@ -128,18 +132,12 @@ class Agent:
 
     def wait_until_ready(self) -> float:
         """Return the seconds it took to attach."""
-
-        def is_ready() -> bool:
-            self._program.require_running()
-            return "READY" in self._program.errors()
-
-        wait_until(is_ready, 30, "the agent")
-        return time.monotonic() - self.started_s
+        return self._program.wait_until_it_says("READY", 30)
 
     def wait_until_captured(self) -> float:
         """Return the seconds until the first transaction was there."""
-        wait_until(lambda: self.counted()[0] > 0, 10, "a captured transaction")
-        return time.monotonic() - self.started_s
+        self._program.wait_until(lambda: self.counted()[0] > 0, 10, "a captured transaction")
+        return time.monotonic() - self._program.started_s
 
     def counted(self) -> tuple[int, int]:
         """Return (transactions captured, requests counted as lost) so far."""
@@ -209,9 +207,9 @@ class Scene:
             self._haproxy.__enter__()
             if self._store == "otel":
                 self._receiver = Receiver(self._directory)
-                wait_until(self._receiver.is_ready, 15, "rotel")
+                self._receiver.wait_until_ready()
             self._config = self._directory / "qtap.yaml"
-            self._config.write_text(json.dumps(self._configuration()))  # JSON is YAML
+            self._config.write_text(json.dumps(self._configuration("off")))  # JSON is YAML
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -228,13 +226,15 @@ class Scene:
         self._haproxy.stop()
         self._world.__exit__(kind, error, traceback)
 
-    def _configuration(self) -> dict[str, object]:
+    def _configuration(self, link: str) -> dict[str, object]:
         endpoint = self._receiver.endpoint if self._receiver else ""
         otel = {"type": "otel", "endpoint": endpoint, "protocol": "http"}
         event_store = otel if self._receiver else {"type": "disabled"}
         object_store = {"type": "stdout" if self._store == "stdout" else "disabled"}
         plugin = {"type": "http_capture", "config": {"level": self._level, "format": "json"}}
-        everybody_else = f"^(?!{re.escape(str(self._own))}$)"
+        # The first filter that matches decides; what this one leaves out is not HTTP.
+        only_haproxy = {"exe": str(self._own), "strategy": "exact", "only": ["dns"]}
+        everybody_else = {"exe": "/", "strategy": "prefix"}
         return {
             "version": 2,
             "services": {"event_stores": [event_store], "object_stores": [object_store]},
@@ -242,8 +242,9 @@ class Scene:
             "tap": {
                 "direction": "all",
                 "ignore_loopback": False,
+                "link": link or "auto",
                 "http": {"stack": "measured"},
-                "filters": {"custom": [{"exe": everybody_else, "strategy": "regex"}]},
+                "filters": {"custom": [only_haproxy, everybody_else]},
             },
         }
 
@@ -253,9 +254,12 @@ class Scene:
         info = self._haproxy.info()
         return f"{info['Name']} {info['Version']}"
 
-    def agent(self, rung: str) -> Agent:
+    def agent(self, variant: str) -> Agent:
         """Start an agent."""
-        return Agent(self._directory, self._config, rung)
+        rung, _, link = variant.partition(":")
+        config = self._directory / f"qtap-{link}.yaml"
+        config.write_text(json.dumps(self._configuration(link)))  # JSON is YAML
+        return Agent(self._directory, config, rung)
 
     def load(self, requests: int, rate: float = 0, connections: int = 64) -> LoadReport:
         """Send requests; all of them have to be answered."""
@@ -333,7 +337,7 @@ class Scene:
         command = [sys.executable, "-m", "otel_qtap.cli", "record", str(path)]
         command += ["--config", str(self._config), "--log-encoding", "console"]
         recorder = Program("recorder", command, self._directory, {"PYTHONPATH": str(ROOT)})
-        wait_until(lambda: "READY" in recorder.errors(), 30, "the recorder")
+        recorder.wait_until_it_says("READY", 30)
         self.load(requests, rate=2000, connections=connections)
         time.sleep(0.2)  # its tap sleeps up to 50 ms
         recorder.stop(10)
@@ -442,18 +446,19 @@ def main() -> None:
     add = parser.add_argument
     add("--requests", type=int, default=20_000, help="of each run; default 20000")
     add("--rounds", type=int, default=5, help="default 5")
-    add("--rung", action="append", choices=("sockets", "syscalls"), help="default: both")
+    add("--agent", action="append", choices=AGENTS, metavar="RUNG[:LINK]",
+        help=f"one of {', '.join(AGENTS)}; default: the rungs without linking, and fast")  # fmt: skip
     add("--level", choices=("none", "summary", "headers", "full"), default="summary")
     add("--store", choices=("disabled", "stdout", "otel"), default="disabled",
         help="where transactions go: nowhere, a file, a rotel on this machine")  # fmt: skip
     add("--load", action="append", choices=("cost", "saturation", "steady", "start"),
         help="what to measure; default: everything")  # fmt: skip
     arguments = parser.parse_args()
-    rungs = arguments.rung or ["sockets", "syscalls"]
+    agents = arguments.agent or ["sockets:off", "sockets:fast", "syscalls:off"]
     loads = arguments.load or ["cost", "saturation", "steady", "start"]
     if os.geteuid() != 0:
         parser.error("only root may load eBPF programs")
-    variants = (NO_AGENT, CONTROL, *rungs)
+    variants = (NO_AGENT, CONTROL, *agents)
     requests, rounds = arguments.requests, max(2, arguments.rounds)
     with (
         tempfile.TemporaryDirectory(prefix="otel-qtap-cost-") as directory,
@@ -475,7 +480,7 @@ def main() -> None:
             title = f"steady: nobody pinned, {STEADY_RATE} requests/s"
             measure(scene, title, variants, requests, rounds, STEADY_RATE).print()
         if "start" in loads:
-            measure_starts(scene, rungs, rounds)
+            measure_starts(scene, agents, rounds)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from otel_qtap.agent import RecordedFacts
 from otel_qtap.config.capture import CaptureLevel
 from otel_qtap.config.model import Config
 from otel_qtap.connection.model import Process
@@ -35,7 +34,9 @@ from otel_qtap.events import CloseEvent, DataEvent, Event, Flow, OpenEvent
 from otel_qtap.pipeline import Pipeline, PipelineOptions
 from otel_qtap.receiver.recording import AddressName, RecordedProcess, Recording, RecordingWriter
 from otel_qtap.receiver.wire import decode
-from otel_qtap.transaction.assembler import Assembler, AssemblerLimits, Conversation
+from otel_qtap.replay import RecordedFacts
+from otel_qtap.transaction.assembler import Assembler, AssemblerLimits
+from otel_qtap.transaction.conversation import Conversation
 from otel_qtap.transaction.exchange import Exchange
 from otel_qtap.transaction.identity import IdGenerator
 from otel_qtap.transaction.model import Ending, Transaction

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from haproxy_demo.receiver import free_port
-from traffic.world import WorldError, wait_until
+from traffic.world import Program, WorldError, wait_until
 
 __all__ = ["PYTHON", "RUNGS", "RunningAgent", "Seen", "only", "qtap_file", "wait_until"]
 
@@ -66,8 +65,10 @@ tap:
 
 def only(*executables: str) -> str:
     """Return lines of the ``tap`` section that leave out all programs but these (patterns)."""
+    # The first that matches decides, and what it leaves out of these is not HTTP.
     wanted = "|".join(executables)
-    return f"filters: {{custom: [{{exe: '^(?!(?:{wanted})$)', strategy: regex}}]}}"
+    these = f"{{exe: '^(?:{wanted})$', strategy: regex, only: [dns]}}"
+    return f"filters: {{custom: [{these}, {{exe: /, strategy: prefix}}]}}"
 
 
 class Seen(NamedTuple):
@@ -146,10 +147,9 @@ class RunningAgent:
         stdout: int | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        stem = directory / f"agent-{next(_numbers)}"
-        self.stdout = stem.with_suffix(".out")
-        self.stderr = stem.with_suffix(".err")
-        config_file = stem.with_suffix(".yaml")
+        self._directory = directory
+        self._name = f"agent-{next(_numbers)}"
+        config_file = directory / f"{self._name}.yaml"
         config_file.write_text(qtap_file() if config is None else config)
         self._status = ""
         self._options = [*command, f"--config={config_file}", *options]
@@ -158,26 +158,23 @@ class RunningAgent:
         if not command:
             self._status = f"127.0.0.1:{free_port()}"
             self._options.append(f"--status-listen={self._status}")
-        self._environment = {**os.environ, **(environment or {})}
-        self._environment.pop("OTEL_EXPORTER_OTLP_ENDPOINT", None)
-        self._stdout_descriptor = stdout
+        self._environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "", **(environment or {})}
+        self._print_to = stdout
         self._read_to = 0
         self._seen: list[Seen] = []
 
     def __enter__(self) -> Self:
-        with self.stdout.open("wb") as out, self.stderr.open("wb") as err:
-            self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *COMMAND, *self._options],
-                stdin=subprocess.DEVNULL,
-                stdout=out if self._stdout_descriptor is None else self._stdout_descriptor,
-                stderr=err,
-                env=self._environment,
-            )
+        self._program = Program(
+            self._name,
+            [*COMMAND, *self._options],
+            self._directory,
+            self._environment,
+            print_to=self._print_to,
+        )
         try:
-            wait_until(self._is_ready, START_S, "the agent's READY line")
+            self._program.wait_until_it_says("READY", START_S)
         except BaseException:
-            self.process.kill()
-            self.process.wait()
+            self._kill()
             raise
         return self
 
@@ -189,35 +186,38 @@ class RunningAgent:
     ) -> None:
         if error is None:
             self.stop()
-        elif self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        else:
+            self._kill()
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The agent's process."""
+        return self._program.process
 
     @property
     def pid(self) -> int:
         """Process id of the agent."""
-        return self.process.pid
+        return self._program.pid
 
     def errors(self) -> str:
         """Return its log so far."""
-        return self.stderr.read_text(errors="replace")
+        return self._program.errors()
 
     def stop(self, timeout_s: float = 15) -> None:
         """End it as systemd does; asserts a clean end. A second call does nothing more."""
-        if self.process.poll() is None:
+        if self._program.is_running:
             self.process.send_signal(signal.SIGTERM)
         try:
             status = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            self._kill()
             raise AssertionError(f"no end after SIGTERM:\n{self.errors()}") from None
         assert status == 0, self.errors()
         assert "Traceback" not in self.errors(), self.errors()
 
     def seen(self, token: str = "", *, process_id: int = 0) -> list[Seen]:
         """Return what it has printed so far, with ``token`` in the URL, by that process."""
-        with self.stdout.open("rb") as stream:
+        with self._program.stdout.open("rb") as stream:
             stream.seek(self._read_to)
             block = stream.read()
         whole = block.rpartition(b"\n")[0]
@@ -245,15 +245,12 @@ class RunningAgent:
         self, condition: Callable[[], bool], what: str, timeout_s: float = SEE_S
     ) -> None:
         """Wait for ``condition``, and not longer than the agent lives."""
-
-        def holds() -> bool:
-            assert self.process.poll() is None, self.errors()
-            return condition()
-
         try:
-            wait_until(holds, timeout_s, what)
+            self._program.wait_until(condition, timeout_s, what)
         except WorldError as error:
-            counted = {name: value for name, value in self.metrics().items() if value}
+            counted = {}
+            if self._program.is_running and self._status:
+                counted = {name: value for name, value in self.metrics().items() if value}
             raise AssertionError(f"{error}\n{counted}\n{self.errors()}") from None
 
     def get(self, path: str) -> str:
@@ -296,6 +293,7 @@ class RunningAgent:
         name = "otel_qtap_receiver_ring_pending_bytes"
         self.wait_until(lambda: self.metrics()[name] < 4096, "an empty ring")
 
-    def _is_ready(self) -> bool:
-        assert self.process.poll() is None, self.errors()
-        return "READY" in self.errors()
+    def _kill(self) -> None:
+        if self._program.is_running:
+            self.process.kill()
+        self.process.wait()

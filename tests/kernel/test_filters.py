@@ -80,8 +80,9 @@ def test_filters_leave_out_programs(
         shutil.copy(Path(sys.executable).resolve(), copy)
     pattern = STRATEGIES[strategy].format(path=copies["left-out"], folder=tmp_path)
     tested = f"{{exe: '{pattern}', strategy: {strategy}}}"
-    others = f"{{exe: '^(?!{tmp_path}/left)', strategy: regex}}"  # of the machine
-    tap = f"filters: {{custom: [{tested}, {others}]}}"
+    these = f"{{exe: '{tmp_path}/left', strategy: prefix, only: [dns]}}"
+    others = "{exe: /, strategy: prefix}"  # of the machine
+    tap = f"filters: {{custom: [{tested}, {these}, {others}]}}"
     agent = start_agent(qtap_file(tap=tap))
     flag = tmp_path / "go"
     with contextlib.ExitStack() as stack:

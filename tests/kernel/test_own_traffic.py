@@ -17,7 +17,7 @@ def test_exporting_and_being_scraped_leave_no_trace(
     """Spans go to a collector on this host, counters to a scraper: both stay invisible."""
     receiver = Receiver(tmp_path)
     try:
-        wait_until(receiver.is_ready, 15, "rotel")
+        receiver.wait_until_ready()
         services = (
             "  event_stores:\n"
             f"    - {{type: otel, protocol: http, endpoint: '{receiver.endpoint}'}}"

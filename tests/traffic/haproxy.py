@@ -129,7 +129,7 @@ class HAProxy:
             f"haproxy-{self._settings.port}", [*command, "-f", str(self._config)]
         )
         self._world.wait_for_ports([self._settings.port], [self._program])
-        wait_until(lambda: self._is_served_by_other_than(None), 5, "HAProxy's first worker")
+        self._wait_for_other_worker_than(None, 5)
         return self
 
     def __exit__(
@@ -183,8 +183,7 @@ class HAProxy:
             self._settings = settings
             self._config.write_text(settings.text(self._stats_socket))
         os.kill(self.program.pid, signal.SIGUSR2)
-
-        wait_until(lambda: self._is_served_by_other_than(old), 10, "a new HAProxy worker")
+        self._wait_for_other_worker_than(old, 10)
 
     def stop(self) -> None:
         """End the master; it takes its workers along."""
@@ -194,15 +193,18 @@ class HAProxy:
         self._program.stop()
         wait_until(lambda: not any(map(_is_running, workers)), 5, "the end of HAProxy's workers")
 
-    def _is_served_by_other_than(self, pid: int | None) -> bool:
-        """Whether another worker serves, and the master knows it: it loses signals before."""
-        self.program.require_running()
-        try:
-            worker = self.worker_pid
-            known = _ask(self._master_socket, "show proc").split()
-        except (OSError, KeyError):
-            return False  # their sockets change hands
-        return worker != pid and str(worker) in known
+    def _wait_for_other_worker_than(self, pid: int | None, timeout_s: float) -> None:
+        """Wait until another one serves, and the master knows it: it loses signals before."""
+
+        def is_served() -> bool:
+            try:
+                worker = self.worker_pid
+                known = _ask(self._master_socket, "show proc").split()
+            except (OSError, KeyError):
+                return False  # their sockets change hands
+            return worker != pid and str(worker) in known
+
+        self.program.wait_until(is_served, timeout_s, "a new worker")
 
 
 def _is_running(pid: int) -> bool:
