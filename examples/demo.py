@@ -3,9 +3,10 @@ Show otel_qtap at work on a real HAProxy.
 
 Starts HAProxy with the front end and the five backends of Qtap's HAProxy guide (and a
 sixth, so that its /health route has somebody to answer), an OpenTelemetry collector and
-the agent; sends the guide's seven tests; prints the captured transactions and then the
-spans, as the collector received them, as one tree per request. HAProxy and the backends
-run in a network namespace of their own: no port of this machine is taken.
+the agent; sends the guide's seven tests, and a request that HAProxy has to try twice;
+prints the captured transactions and then the spans, as the collector received them, as one
+tree per request. HAProxy and the backends run in a network namespace of their own: no port
+of this machine is taken.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from haproxy_demo.world import Program, World, WorldError, wait_until
 EXAMPLES = Path(__file__).resolve().parent
 AGENT = EXAMPLES.parent / ".venv" / "bin" / "otel-qtap"
 STANDARD_ENDPOINT = "http://127.0.0.1:4318"
+SIDES = sum(test.sides for test in scene.ACTS)
+"""Transactions that HAProxy takes part in, each of them once as a server or a client."""
 
 
 def heading(text: str) -> None:
@@ -55,7 +58,7 @@ class Demo:
         if Receiver.is_available():
             self.receiver = Receiver(self._directory)
             self._stack.callback(self.receiver.program.stop)
-            wait_until(self.receiver.is_ready, 10, "the collector")
+            self.receiver.wait_until_ready()
             say(f"rotel receives OTLP on {self.receiver.endpoint}")
         else:
             say("no collector for this machine: there will be no span trees")
@@ -75,29 +78,23 @@ class Demo:
             config = config.replace(STANDARD_ENDPOINT, self.receiver.endpoint)
         path = self._directory / "qtap.yaml"
         path.write_text(config, encoding="utf-8")
-        started = time.monotonic()
         command = [str(AGENT), "--config", str(path), "--log-level=info", "--log-encoding=console"]
         command += ["--status-listen", f"127.0.0.1:{free_port()}"]
         # A proxy for the outside world has no business between us on loopback.
         agent = Program("otel-qtap", command, self._directory, {"no_proxy": "*", "NO_PROXY": "*"})
         self._stack.callback(agent.stop, timeout_s=10)
-
-        def is_ready() -> bool:
-            if not agent.is_running:
-                raise WorldError(f"the agent did not start\n\n{agent.errors().strip()}")
-            return "READY" in agent.errors()
-
-        wait_until(is_ready, 30, "the agent")
-        say(f"otel-qtap captures (PID {agent.pid}, ready in {time.monotonic() - started:.1f} s)")
+        ready_s = agent.wait_until_it_says("READY", 30)
+        say(f"otel-qtap captures (PID {agent.pid}, ready in {ready_s:.1f} s)")
         return agent
 
     def send_tests(self) -> None:
-        """Send the seven tests and say who answered."""
-        heading(f"Sending the seven tests ({scene.REQUESTS} requests)")
-        for number, test in enumerate(scene.TESTS, start=1):
+        """Send the seven tests and the encore, and say who answered."""
+        heading(f"Sending the seven tests and an encore ({scene.REQUESTS} requests)")
+        for number, test in enumerate(scene.ACTS, start=1):
             answers = list(scene.send(self.world, test))
             method = "POST" if test.json_body else "GET"
-            print(f"\n    Test {number}, {test.title}: {method} {test.url}")
+            name = "Encore" if test is scene.ENCORE else f"Test {number}"
+            print(f"\n    {name}, {test.title}: {method} {test.url}")
             if test.repeat > 1:
                 say("  " + ", ".join(map(scene.service_of, answers)))
             else:
@@ -113,17 +110,20 @@ class Demo:
     def wait_for_capture(self) -> None:
         """Wait until both sides of every request are printed and sent, or a few seconds."""
         try:
-            wait_until(lambda: len(self.captured()) >= 2 * scene.REQUESTS, 5, "transactions")
-            wait_until(lambda: self._spans_received() >= 2 * scene.REQUESTS, 8, "spans")
+            wait_until(lambda: len(self.captured()) >= SIDES, 5, "transactions")
+            wait_until(lambda: self._spans_received() >= SIDES, 8, "spans")
         except WorldError:
             pass  # what is missing is said at the end
 
     def _spans_received(self) -> int:
         if self.receiver is None:
-            return 2 * scene.REQUESTS
-        spans, _ = self.receiver.telemetry()
-        tree = SpanTree(spans, self.haproxy.pid)
-        return len(tree.unlinked) + len(tree.requests) + tree.linked
+            return SIDES
+        tree = self._tree(self.receiver)
+        return len(tree.requests) + len(tree.attempts)
+
+    def _tree(self, receiver: Receiver) -> SpanTree:
+        spans, _ = receiver.telemetry()
+        return SpanTree(spans, self.haproxy.pid)
 
     def stop_agent(self) -> None:
         """Stop the agent, which sends what it still holds."""
@@ -164,9 +164,9 @@ class Demo:
         print()
         for line in tree.lines():
             print(f"    {line}".rstrip())
-        attempts = tree.linked + len(tree.unlinked)
+        attempts = len(tree.attempts)
         say(f"{len(tree.requests)} requests (SERVER), {attempts} backend attempts (CLIENT)")
-        say(f"linked to their request: {tree.linked} of {attempts} backend attempts")
+        say(f"linked to their request: {len(tree.linked)} of {attempts} backend attempts")
         in_tree = {span.span_id for span in spans}
         correlated = sum(record.span_id in in_tree for record in logs)
         say(f"{len(logs)} log records received, {correlated} of them carry the id of their span")
@@ -177,15 +177,17 @@ class Demo:
             )
 
     def verdict(self) -> int:
-        """Say whether everything that was sent was seen; return the exit status."""
-        sent, seen = 2 * scene.REQUESTS, len(self.captured())
-        spans = self._spans_received()
+        """Say whether all was seen that was sent, and linked; return the exit status."""
+        seen, spans = len(self.captured()), self._spans_received()
         heading("Done")
-        say(f"{scene.REQUESTS} requests have {sent} sides; captured: {seen}, as spans: {spans}")
-        if seen == sent == spans:
-            return 0
-        print("examples/demo: not every side was seen exactly once", file=sys.stderr)
-        return 1
+        say(f"{scene.REQUESTS} requests have {SIDES} sides; captured: {seen}, as spans: {spans}")
+        if not seen == SIDES == spans:
+            print("examples/demo: not every side was seen exactly once", file=sys.stderr)
+            return 1
+        if self.receiver is not None and not self._tree(self.receiver).is_linked:
+            print("examples/demo: not every request is linked to its attempts", file=sys.stderr)
+            return 1
+        return 0
 
     def keep_running(self) -> None:
         """Leave everything running until Ctrl-C, printing what is captured."""

@@ -64,13 +64,13 @@ class Receiver:
     """A running ``rotel-agent`` that prints every span and log record it is sent."""
 
     def __init__(self, directory: Path) -> None:
-        self.port = free_port()
+        self.port, self.grpc_port = free_port(), free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
         command = [str(_binary()), "start"]
         command += ["--pid-file", str(directory / "rotel.pid")]
         command += ["--log-file", str(directory / "rotel.log")]
         command += ["--otlp-http-endpoint", f"127.0.0.1:{self.port}"]
-        command += ["--otlp-grpc-endpoint", f"127.0.0.1:{free_port()}"]
+        command += ["--otlp-grpc-endpoint", f"127.0.0.1:{self.grpc_port}"]
         command += ["--exporter", "blackhole", "--batch-timeout", "50ms"]
         command += ["--debug-log", "traces", "--debug-log", "logs"]
         command += ["--debug-log-verbosity", "detailed"]
@@ -81,11 +81,16 @@ class Receiver:
         """Whether there is a wheel of it for this machine (``examples/setup`` installs it)."""
         return _binary() is not None
 
-    def is_ready(self) -> bool:
-        """Whether it takes connections; raises when it has ended instead."""
-        self.program.require_running()
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+    def wait_until_ready(self, timeout_s: float = 15) -> None:
+        """Wait until it takes connections of both kinds."""
+        self.program.wait_until(self._is_ready, timeout_s, "ports")
+
+    def _is_ready(self) -> bool:
+        for port in (self.port, self.grpc_port):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)):
+                    return False
+        return True
 
     def telemetry(self) -> tuple[list[Span], list[LogRecord]]:
         """Return what it has received so far."""

@@ -1,4 +1,4 @@
-"""Who is on stage: HAProxy, six backends and the seven tests of the guide."""
+"""Who is on stage: HAProxy, six backends, the seven tests of the guide and an encore."""
 
 from __future__ import annotations
 
@@ -11,10 +11,22 @@ from typing import NamedTuple
 
 from haproxy_demo.world import Program, World, WorldError
 
-__all__ = ["BACKENDS", "TESTS", "Backend", "GuideTest", "send", "start_backends", "start_haproxy"]
+__all__ = [
+    "ACTS",
+    "BACKENDS",
+    "ENCORE",
+    "HOSTS",
+    "TESTS",
+    "Backend",
+    "GuideTest",
+    "send",
+    "start_backends",
+    "start_haproxy",
+]
 
 EXAMPLES = Path(__file__).resolve().parent.parent
 FRONT_END_PORT = 8085
+RETRY_PORT = 8086
 STATS_PORT = 8404
 
 
@@ -36,20 +48,29 @@ BACKENDS = (
     Backend("health", "127.0.0.1", 8080),
 )
 HOSTS = {backend.name: backend.address for backend in BACKENDS if backend.name != "health"}
+HOSTS["backend-gone"] = "127.0.1.9"  # nobody listens there
 
 
 class GuideTest(NamedTuple):
-    """One test of the guide."""
+    """One test of the guide, or in its manner."""
 
     title: str
     path: str
     repeat: int = 1
     json_body: str = ""
+    port: int = FRONT_END_PORT
+    attempts: int = 1
+    """How often HAProxy asks a backend for each request."""
 
     @property
     def url(self) -> str:
         """What a client types."""
-        return f"http://localhost:{FRONT_END_PORT}{self.path}"
+        return f"http://localhost:{self.port}{self.path}"
+
+    @property
+    def sides(self) -> int:
+        """How many transactions HAProxy takes part in."""
+        return self.repeat * (1 + self.attempts)
 
     def command(self) -> list[str]:
         """Return the ``curl`` command of the guide (or what does the same without curl)."""
@@ -72,7 +93,10 @@ TESTS = (
     GuideTest("static content", "/static/image.png"),
     GuideTest("health check, by a client", "/health"),
 )
-REQUESTS = sum(test.repeat for test in TESTS)
+ENCORE = GuideTest("a server that is down: HAProxy asks another", "/", port=RETRY_PORT, attempts=2)
+"""Not in the guide."""
+ACTS = (*TESTS, ENCORE)
+REQUESTS = sum(test.repeat for test in ACTS)
 
 
 def start_backends(world: World) -> list[Program]:
@@ -82,7 +106,7 @@ def start_backends(world: World) -> list[Program]:
         world.start(
             backend.name,
             [sys.executable, service, str(backend.port), backend.address],
-            {"SERVICE_NAME": backend.name},
+            {"SERVICE_NAME": backend.name, "OTEL_SERVICE_NAME": backend.name},
         )
         for backend in BACKENDS
     ]
@@ -91,12 +115,14 @@ def start_backends(world: World) -> list[Program]:
 
 
 def start_haproxy(world: World) -> Program:
-    """Start HAProxy on ``haproxy.cfg`` and wait until it listens."""
+    """Start HAProxy on ``haproxy.cfg`` and ``retry.cfg`` and wait until it listens."""
     binary = shutil.which("haproxy", path="/usr/local/sbin:/usr/sbin:/usr/local/bin:/usr/bin")
     if binary is None:
         raise WorldError("haproxy is not installed")
-    haproxy = world.start("haproxy", [binary, "-db", "-f", str(EXAMPLES / "haproxy.cfg")])
-    world.wait_for_ports([FRONT_END_PORT, STATS_PORT], [haproxy])
+    files = (EXAMPLES / "haproxy.cfg", Path(__file__).with_name("retry.cfg"))
+    options = [option for file in files for option in ("-f", str(file))]
+    haproxy = world.start("haproxy", [binary, "-db", *options])
+    world.wait_for_ports([FRONT_END_PORT, RETRY_PORT, STATS_PORT], [haproxy])
     return haproxy
 
 

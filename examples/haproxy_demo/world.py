@@ -44,8 +44,12 @@ class Program:
         command: Sequence[str],
         directory: Path,
         environment: Mapping[str, str] | None = None,
+        *,
+        print_to: int | None = None,
     ) -> None:
+        """``print_to`` is a descriptor that takes its stdout in place of the file."""
         self.name = name
+        self.started_s = time.monotonic()
         self.stdout = directory / f"{name}.out"
         self.stderr = directory / f"{name}.err"
         # setpriv: the program ends with us even if we are killed outright.
@@ -53,7 +57,7 @@ class Program:
             self.process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *command],
                 stdin=subprocess.DEVNULL,
-                stdout=out,
+                stdout=out if print_to is None else print_to,
                 stderr=err,
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,  # Ctrl-C is for whoever started us
@@ -82,6 +86,20 @@ class Program:
         if not self.is_running:
             words = (self.errors() + self.output()).strip()[-2000:]
             raise WorldError(f"{self.name} ended with status {self.process.returncode}: {words}")
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+        """Return as soon as ``condition`` holds; raise when it ends first, or takes too long."""
+
+        def holds() -> bool:
+            self.require_running()
+            return condition()
+
+        wait_until(holds, timeout_s, f"{self.name}, {what}")
+
+    def wait_until_it_says(self, text: str, timeout_s: float) -> float:
+        """Wait until its stderr has ``text``; return the seconds since it was started."""
+        self.wait_until(lambda: text in self.errors(), timeout_s, text)
+        return time.monotonic() - self.started_s
 
     def stop(self, timeout_s: float = 3) -> int:
         """Ask it to end, insist after ``timeout_s``; return its exit status."""

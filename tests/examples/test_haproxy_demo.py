@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from haproxy_demo.receiver import Span, read_telemetry
+from haproxy_demo.scene import ACTS, ENCORE, TESTS
 from haproxy_demo.span_tree import SpanTree
 from haproxy_demo.transactions import read_transactions
 
@@ -136,10 +137,11 @@ def test_the_collectors_text_is_read_back() -> None:
     assert (record.trace_id, record.span_id) == (server.trace_id, server.span_id)
 
 
-def make_span(span_id: str, parent_id: str = "", kind: str = "CLIENT", pid: int = HAPROXY) -> Span:
-    attributes = {"http.response.status_code": "200", "url.full": "http://b:1/x"}
-    if kind == "SERVER":
-        attributes = {"http.response.status_code": "200", "url.path": "/x"}
+def make_span(
+    span_id: str, parent_id: str = "", kind: str = "CLIENT", pid: int = HAPROXY, **attributes: str
+) -> Span:
+    shown = {"url.path": "/x"} if kind == "SERVER" else {"url.full": "http://b/x"}
+    names = {HAPROXY: "haproxy", 5: "backend", 6: "curl"}
     return Span(
         trace_id="t" * 32,
         span_id=span_id,
@@ -148,30 +150,53 @@ def make_span(span_id: str, parent_id: str = "", kind: str = "CLIENT", pid: int 
         kind=kind,
         start_ns=int(span_id),
         end_ns=int(span_id) + 1_500_000,
-        resource={"service.name": "haproxy", "process.pid": str(pid)},
-        attributes=attributes,
+        resource={"service.name": names[pid], "process.pid": str(pid)},
+        attributes={
+            "http.response.status_code": "200",
+            **shown,
+            **{name.replace("__", "."): value for name, value in attributes.items()},
+        },
     )
 
 
+def failed_connect(span_id: str, parent_id: str) -> Span:
+    span = make_span(span_id, parent_id, error__type="connect_failed")
+    del span.attributes["http.response.status_code"]
+    span.is_error = True
+    return span
+
+
 def test_children_hang_below_their_parent() -> None:
-    """A request with a retry and the backend behind it is one tree, in order of time."""
+    """Who asked, a retry, and the backend behind it are one tree, in order of time."""
+    method = {"otel_qtap__link__method": "stream"}
     spans = [
-        make_span("3", "1"),
-        make_span("2", "1"),
-        make_span("1", kind="SERVER"),
-        make_span("4", "3", kind="SERVER", pid=5),
+        make_span("4", "2", **method, http__request__resend_count="1"),
+        failed_connect("3", "2"),
+        make_span("2", "1", kind="SERVER", otel_qtap__proxy__overhead="0.00025"),
+        make_span("5", "4", kind="SERVER", pid=5),
+        make_span("1", pid=6),
     ]
     tree = SpanTree(spans, HAPROXY)
 
     assert list(tree.lines()) == [
         f"trace {'t' * 32}",
-        "  SERVER GET        haproxy  /x            200  1.50 ms",
-        "  ├─ CLIENT GET     haproxy  http://b:1/x  200  1.50 ms",
-        "  └─ CLIENT GET     haproxy  http://b:1/x  200  1.50 ms",
-        "     └─ SERVER GET  haproxy  /x            200  1.50 ms",
+        "  CLIENT GET           curl     http://b/x  200             1.50 ms",
+        "  └─ SERVER GET        haproxy  /x          200             1.50 ms  overhead 0.25 ms",
+        "     ├─ CLIENT GET     haproxy  http://b/x  connect_failed  1.50 ms",
+        "     └─ CLIENT GET     haproxy  http://b/x  200             1.50 ms  by stream, resend 1",
+        "        └─ SERVER GET  backend  /x          200             1.50 ms",
         "",
     ]
-    assert (tree.linked, len(tree.unlinked), tree.size()) == (2, 0, 4)
+    assert (len(tree.requests), len(tree.linked), len(tree.unlinked)) == (1, 2, 0)
+    assert (tree.is_linked, tree.size()) == (True, 5)
+
+
+def test_an_error_status_is_said_once() -> None:
+    """The type of the error is the status, by the conventions."""
+    span = make_span("1", kind="SERVER", error__type="503", http__response__status_code="503")
+    span.is_error = True
+    (_, line, _) = SpanTree([span], HAPROXY).lines()
+    assert line == "  SERVER GET  haproxy  /x  503  1.50 ms"
 
 
 def test_a_backend_attempt_without_its_request_says_so() -> None:
@@ -179,22 +204,49 @@ def test_a_backend_attempt_without_its_request_says_so() -> None:
     tree = SpanTree([make_span("1"), make_span("2", kind="SERVER", pid=5)], HAPROXY)
 
     (_, line, _) = tree.lines()
-    assert line.endswith("no parent: not linked to a request")
-    assert (tree.linked, len(tree.unlinked), len(tree.requests)) == (0, 1, 0)
+    assert line.endswith("not linked to a request")
+    assert (len(tree.linked), len(tree.unlinked), len(tree.requests)) == (0, 1, 0)
+
+
+NOT_LINKED = [
+    pytest.param([make_span("1", kind="SERVER"), make_span("2")], id="two-traces"),
+    pytest.param(
+        [make_span("1", pid=6), make_span("2", "1")], id="child-of-something-else-than-a-request"
+    ),
+    pytest.param(
+        [make_span("1", kind="SERVER"), make_span("2", "1"), make_span("3", kind="SERVER")],
+        id="a-request-without-attempts",
+    ),
+]
+
+
+@pytest.mark.parametrize("spans", NOT_LINKED)
+def test_a_request_that_is_not_linked_is_noticed(spans) -> None:
+    """The demo fails then: linking is what it is there to show."""
+    assert not SpanTree(spans, HAPROXY).is_linked
 
 
 @pytest.mark.parametrize(
     ("attributes", "is_check"),
     [
-        pytest.param({"url.full": "http://b:1/health"}, True, id="nobody-asked"),
-        pytest.param({"user_agent.original": "curl/8"}, False, id="a-client-asked"),
-        pytest.param({"otel_qtap.health_check": "true", "url.full": "http://b/x"}, True, id="said"),
+        pytest.param({"url__full": "http://b:1/health"}, True, id="nobody-asked"),
+        pytest.param(
+            {"url__full": "http://b:1/health", "user_agent__original": "curl/8"},
+            False,
+            id="a-client-asked",
+        ),
+        pytest.param({"otel_qtap__health_check": "true"}, True, id="said"),
     ],
 )
 def test_health_checks_are_counted_apart(attributes, is_check) -> None:
     """HAProxy's own checks are no requests of anybody."""
-    span = make_span("1")
-    span.attributes = {"url.full": "http://b:1/health", **attributes}
-    tree = SpanTree([span], HAPROXY)
+    tree = SpanTree([make_span("1", **attributes)], HAPROXY)
 
     assert (len(tree.health_checks), len(tree.roots)) == ((1, 0) if is_check else (0, 1))
+
+
+def test_the_demo_knows_what_there_is_to_see() -> None:
+    """Each request has a client's side and one for each attempt; the encore takes two."""
+    assert (len(TESTS), ENCORE.attempts) == (7, 2)
+    assert sum(test.repeat for test in ACTS) == 18
+    assert sum(test.sides for test in ACTS) == 2 * 17 + 3

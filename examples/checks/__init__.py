@@ -1,0 +1,1 @@
+"""The parts of ``examples/check``, which shows that each example does what it says."""
