@@ -44,6 +44,7 @@ class Agent(Tap):
         Raises ``MachineError`` when this machine cannot, ``DestinationError`` when
         something could never be delivered.
         """
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
         super().__init__(loaded.config, options, counters)
         self._pipeline = Pipeline(
             loaded.config, self.facts, counters, stdout,

@@ -134,6 +134,7 @@ class Pipeline:
             limits=options.limits(config),
             ids=self._ids,
             epoch_offset_ns=epoch_offset_ns,
+            bodies=self,
         )
         self.assembler.linker.on_failed_check = self.haproxy.check
         self._report_connections()

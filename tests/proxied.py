@@ -64,11 +64,8 @@ class Proxy:
 
     def server(self, connecting: StreamMark, **changes: object) -> Script:
         """Open a connection to a backend."""
-        started_ns = self.timeline.now_ns + 500
-        return self.timeline.open(
-            Role.CLIENT, next(self._ids), connecting=connecting, connect_started_ns=started_ns,
-            **changes,
-        )  # fmt: skip
+        changes.setdefault("connect_started_ns", self.timeline.now_ns + 500)
+        return self.timeline.open(Role.CLIENT, next(self._ids), connecting=connecting, **changes)
 
     def refused(self, connecting: StreamMark, **changes: object) -> Script:
         """Try to open a connection to a backend that is down."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conversations import Script, encode
+from kept_logging import kept_logging
 
 from otel_qtap import __version__, agent_log, cli, options
 from otel_qtap.config import LoadedConfig
@@ -33,10 +34,8 @@ def clean(monkeypatch) -> Iterator[None]:
     """No variable of this shell counts, and pytest gets its loggers back."""
     for name in _VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    root, own = logging.getLogger(), logging.getLogger("otel_qtap")
-    before = root.handlers[:], root.level, own.level
-    yield
-    root.handlers[:], root.level, own.level = before
+    with kept_logging():
+        yield
 
 
 @pytest.fixture

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kept_logging import kept_logging
 from recorded import STATUSES, write_recording
 
 from otel_qtap import cli
@@ -18,8 +20,10 @@ FIELDS = """\
 
 
 @pytest.fixture(autouse=True)
-def _clean(monkeypatch) -> None:
+def _clean(monkeypatch) -> Iterator[None]:
     monkeypatch.delenv("QPOINT_CONFIG", raising=False)
+    with kept_logging():
+        yield
 
 
 @pytest.fixture

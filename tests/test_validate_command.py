@@ -6,18 +6,22 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import jsonschema
 import pytest
 import yaml
+from kept_logging import kept_logging
 
 from otel_qtap import cli
 
 
 @pytest.fixture(autouse=True)
-def _clean(monkeypatch) -> None:
+def _clean(monkeypatch) -> Iterator[None]:
     monkeypatch.delenv("QPOINT_CONFIG", raising=False)
+    with kept_logging():
+        yield
 
 
 def validate(capfd, *arguments: str) -> tuple[int, list[str]]:

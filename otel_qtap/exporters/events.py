@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Protocol, cast
 
+from otel_qtap.exporters import semconv
 from otel_qtap.exporters.resource import Subject
 from otel_qtap.exporters.spans import Attributes
 from otel_qtap.transaction.model import Transaction
@@ -27,11 +28,6 @@ __all__ = [
 EVENT_TYPE: Final = "event.type"
 EVENT: Final = "event"
 EVENT_NAME_PREFIX: Final = "qtap."
-
-AWS_S3_BUCKET: Final = "aws.s3.bucket"
-AWS_S3_KEY: Final = "aws.s3.key"
-OTEL_QTAP_OBJECT_SHA1: Final = "otel_qtap.object.sha1"
-OTEL_QTAP_OBJECT_URL: Final = "otel_qtap.object.url"
 
 
 class Event(Protocol):
@@ -90,10 +86,10 @@ def event_attributes(event: Event) -> Attributes:
 def object_attributes(place: ObjectPlace) -> Attributes:
     """Return what span and log record say of the object that a transaction is stored as."""
     return {
-        AWS_S3_BUCKET: place.bucket,
-        AWS_S3_KEY: place.key,
-        OTEL_QTAP_OBJECT_SHA1: place.key,
-        OTEL_QTAP_OBJECT_URL: place.url,
+        semconv.AWS_S3_BUCKET: place.bucket,
+        semconv.AWS_S3_KEY: place.key,
+        semconv.OTEL_QTAP_OBJECT_SHA1: place.key,
+        semconv.OTEL_QTAP_OBJECT_URL: place.url,
     }
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "AWS_S3_BUCKET",
+    "AWS_S3_KEY",
     "CLIENT_ADDRESS",
     "CLIENT_PORT",
     "CONTAINER_ID",
@@ -60,6 +62,8 @@ __all__ = [
     "OTEL_QTAP_HEALTH_CHECK",
     "OTEL_QTAP_LINK_AMBIGUOUS",
     "OTEL_QTAP_LINK_METHOD",
+    "OTEL_QTAP_OBJECT_SHA1",
+    "OTEL_QTAP_OBJECT_URL",
     "OTEL_QTAP_PROXY_ATTEMPTS",
     "OTEL_QTAP_PROXY_OVERHEAD",
     "OTEL_QTAP_PROXY_REQUEST_HEADERS",
@@ -108,7 +112,18 @@ HTTP_RESPONSE_HEADER: Final = "http.response.header."
 
 METHOD_OTHER: Final = "_OTHER"
 KNOWN_METHODS: Final = frozenset(
-    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
+    {
+        "CONNECT",
+        "DELETE",
+        "GET",
+        "HEAD",
+        "OPTIONS",
+        "PATCH",
+        "POST",
+        "PUT",
+        "QUERY",
+        "TRACE",
+    }
 )
 
 # URL, ends, protocol
@@ -131,6 +146,12 @@ ERROR_TYPE: Final = "error.type"
 # HAProxy, as the haproxy receiver of the OpenTelemetry Collector names what it reads there
 HAPROXY_PROXY_NAME: Final = "haproxy.proxy_name"
 HAPROXY_SERVICE_NAME: Final = "haproxy.service_name"
+
+# Where the whole transaction is stored
+AWS_S3_BUCKET: Final = "aws.s3.bucket"
+AWS_S3_KEY: Final = "aws.s3.key"
+OTEL_QTAP_OBJECT_SHA1: Final = "otel_qtap.object.sha1"
+OTEL_QTAP_OBJECT_URL: Final = "otel_qtap.object.url"
 
 # Resource
 SERVICE_NAME: Final = "service.name"

@@ -131,15 +131,21 @@ class HaproxyNames:
         if pid not in self._asked and len(self._asked) < MAX_PROCESSES:
             self._asked.add(pid)
             self._wake.set()
-            if self._is_started and self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="haproxy-names", daemon=True)
-                self._thread.start()
+            if self._is_started:
+                self._begin()
 
     # The thread -----------------------------------------------------------------------
 
     def start(self) -> None:
         """From now on there is a thread that looks, as soon as there is something to look at."""
         self._is_started = True
+        if self._asked:
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="haproxy-names", daemon=True)
+            self._thread.start()
 
     def close(self) -> None:
         """Stop to look; what is known stays."""

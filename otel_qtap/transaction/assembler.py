@@ -8,6 +8,7 @@ in ``conversation.py``.
 from __future__ import annotations
 
 from functools import partial
+from typing import Protocol
 
 from otel_qtap.connection.facts import Facts
 from otel_qtap.connection.tracker import Connection
@@ -23,9 +24,20 @@ from otel_qtap.transaction.model import Ending, Timings, Transaction
 from otel_qtap.transaction.neighbours import Neighbours
 from otel_qtap.transaction.place import Place
 
-__all__ = ["Assembler", "AssemblerLimits"]
+__all__ = ["Assembler", "AssemblerLimits", "BodyPolicy"]
 
 _COMPLETE = Ending.COMPLETE  # looking up a member takes longer than comparing with it
+
+
+class BodyPolicy(Protocol):
+    """Who knows what the plugins may ask for."""
+
+    def wants_bodies(self, transaction: Transaction) -> bool:
+        """
+        Return whether anybody may ask for the bodies of ``transaction``, which is not over.
+
+        It has come as far as the head of its request, or of its response if it has one.
+        """
 
 
 class Assembler:
@@ -40,8 +52,14 @@ class Assembler:
         limits: AssemblerLimits,
         ids: IdGenerator,
         epoch_offset_ns: int,
+        bodies: BodyPolicy | None = None,
     ) -> None:
-        """``epoch_offset_ns`` turns the kernel's monotonic time into time since the epoch."""
+        """
+        ``epoch_offset_ns`` turns the kernel's monotonic time into time since the epoch.
+
+        ``bodies`` is asked about long ones; without it all are kept up to the limits.
+        """
+        self._bodies = bodies
         self.limits = limits
         self.epoch_offset_ns = epoch_offset_ns
         self.linker = Linker(consumer, counters)
@@ -144,6 +162,39 @@ class Assembler:
         place.eligible_ns = exchange.eligible_ns
         place.answered_ns = timestamp_ns
         self.linker.answer(place)
+
+    def judge(self, talk: Conversation, exchange: Exchange) -> None:
+        """Let go of the bodies of an exchange if nobody can want them any more."""
+        exchange.judged = 1 if exchange.response is None else 2
+        if self._bodies is not None and not self._bodies.wants_bodies(
+            self._unfinished(talk, exchange)
+        ):
+            exchange.drop_bodies(self.budget)
+
+    def _unfinished(self, talk: Conversation, exchange: Exchange) -> Transaction:
+        """Return an exchange as far as it has come."""
+        connection = talk.connection
+        process_id, start_ns = exchange.process_id, exchange.request_start_ns + self.epoch_offset_ns
+        process = self._process_of(process_id)
+        if connection.role is Role.CLIENT and not talk.remote_name:
+            talk.remote_name = self._facts.name_of(process_id, connection.remote.address)
+        return Transaction(
+            request_id="",
+            connection_id=talk.xid,
+            index=exchange.index,
+            direction=talk.direction,
+            process=process,
+            container=self._facts.container(process) if process.container_id else None,
+            local=connection.local,
+            remote=connection.remote,
+            remote_name=talk.remote_name,
+            request=exchange.finish_request(),
+            response=None if exchange.response is None else exchange.finish_response(),
+            timings=Timings(request_start_ns=start_ns),
+            ending=Ending.UNFINISHED,
+            proxied_source=talk.proxied_source,
+            joined_late=connection.joined_late,
+        )
 
     def emit(self, talk: Conversation, exchange: Exchange, ending: Ending, end_ns: int) -> None:
         """Hand on a transaction that is over."""

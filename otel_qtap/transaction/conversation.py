@@ -46,7 +46,7 @@ from otel_qtap.protocol.events import (
 )
 from otel_qtap.protocol.http1 import ParseError, RequestParser, ResponseParser
 from otel_qtap.transaction.direction import direction_of
-from otel_qtap.transaction.exchange import AssemblerLimits, Exchange, MemoryBudget
+from otel_qtap.transaction.exchange import MANY_BYTES, AssemblerLimits, Exchange, MemoryBudget
 from otel_qtap.transaction.model import Ending
 from otel_qtap.transaction.neighbours import Meeting
 
@@ -80,6 +80,9 @@ class ConversationOwner(Protocol):
 
     def answer(self, talk: Conversation, exchange: Exchange, timestamp_ns: int) -> None:
         """HAProxy begins to answer a client, or gives it up, in the stream of ``exchange.mark``."""
+
+    def judge(self, talk: Conversation, exchange: Exchange) -> None:
+        """Decide whether the bodies of an exchange are worth keeping, now that they are long."""
 
     def emit(self, talk: Conversation, exchange: Exchange, ending: Ending, end_ns: int) -> None:
         """Take an exchange that is over."""
@@ -297,12 +300,15 @@ class Conversation:
             if self._current is not None:
                 self._on_request_end(event, self._current, now)  # type: ignore[arg-type]
         elif kind is BodyData:
-            if self._current is not None:
-                self._current.add_request_body(
+            current = self._current
+            if current is not None:
+                kept = current.add_request_body(
                     event,  # type: ignore[arg-type]
                     self._owner.limits.body_bytes,
                     self._owner.budget,
                 )
+                if kept > MANY_BYTES and not current.judged:
+                    self._owner.judge(self, current)
         elif kind is ProxyHeader:
             self._on_proxy_header(event)  # type: ignore[arg-type]
         else:
@@ -385,11 +391,13 @@ class Conversation:
             self._on_response_head(event, exchange, now)  # type: ignore[arg-type]
         elif kind is BodyData:
             if exchange is not None and exchange.response is not None:
-                exchange.add_response_body(
+                kept = exchange.add_response_body(
                     event,  # type: ignore[arg-type]
                     self._owner.limits.body_bytes,
                     self._owner.budget,
                 )
+                if kept > MANY_BYTES and exchange.judged < 2:
+                    self._owner.judge(self, exchange)
         elif kind is MessageEnd:
             self._first_response_ns = now
             if not self._is_client:

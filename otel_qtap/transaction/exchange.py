@@ -15,7 +15,10 @@ from otel_qtap.protocol.events import BodyData, MessageEnd, MessageEnding, Reque
 from otel_qtap.transaction.model import Body, Request, Response
 from otel_qtap.transaction.place import Place
 
-__all__ = ["AssemblerLimits", "BodyBuffer", "Exchange", "MemoryBudget"]
+__all__ = ["MANY_BYTES", "AssemblerLimits", "BodyBuffer", "Exchange", "MemoryBudget"]
+
+MANY_BYTES = 16 * 1024
+"""Of a body: with so many it is worth asking whether anybody will want it."""
 
 _COMPLETE = MessageEnding.COMPLETE  # looking up a member takes longer than comparing with it
 
@@ -91,6 +94,13 @@ class BodyBuffer:
         elif data:
             self._is_whole = False
 
+    def drop(self, budget: MemoryBudget) -> None:
+        """Keep nothing of it, now and later; its size still counts."""
+        budget.give_back(self.kept)
+        self._pieces = ()
+        self._is_whole = False
+        self.kept = 0
+
     def finish(self) -> Body:
         """Return the body as captured."""
         pieces = self._pieces
@@ -114,6 +124,7 @@ class Exchange:
         "is_emitted",
         "is_first_after_connect",
         "is_request_over",
+        "judged",
         "mark",
         "place",
         "position",
@@ -149,6 +160,8 @@ class Exchange:
         self.request_body: BodyBuffer | None = None
         self.request_trailers: tuple[tuple[str, str], ...] = ()
         self.is_request_over = False
+        self.judged = 0
+        """Whether somebody was asked about its bodies: 1 with its request, 2 with its response."""
         self.response: ResponseHead | None = None
         self.response_start_ns = 0
         self.response_head_ns = 0
@@ -172,17 +185,21 @@ class Exchange:
         self.position = -1
         """Where the request begins in its stream, in bytes; -1 where that is not known."""
 
-    def add_request_body(self, event: BodyData, limit: int, budget: MemoryBudget) -> None:
-        """Take a piece of the request's body."""
-        if self.request_body is None:
-            self.request_body = BodyBuffer()
-        self.request_body.add(event, limit, budget)
+    def add_request_body(self, event: BodyData, limit: int, budget: MemoryBudget) -> int:
+        """Take a piece of the request's body; returns how much of it is kept."""
+        body = self.request_body
+        if body is None:
+            body = self.request_body = BodyBuffer()
+        body.add(event, limit, budget)
+        return body.kept
 
-    def add_response_body(self, event: BodyData, limit: int, budget: MemoryBudget) -> None:
-        """Take a piece of the response's body."""
-        if self.response_body is None:
-            self.response_body = BodyBuffer()
-        self.response_body.add(event, limit, budget)
+    def add_response_body(self, event: BodyData, limit: int, budget: MemoryBudget) -> int:
+        """Take a piece of the response's body; returns how much of it is kept."""
+        body = self.response_body
+        if body is None:
+            body = self.response_body = BodyBuffer()
+        body.add(event, limit, budget)
+        return body.kept
 
     def end_request(self, event: MessageEnd, timestamp_ns: int) -> None:
         """The request is over, or nothing more of it will be seen."""
@@ -228,6 +245,12 @@ class Exchange:
             head_size=head.size,
             interim_statuses=self.interim_statuses,
         )
+
+    def drop_bodies(self, budget: MemoryBudget) -> None:
+        """Keep nothing of them, because nobody will want them."""
+        for body in (self.request_body, self.response_body):
+            if body is not None:
+                body.drop(budget)
 
     def release(self, budget: MemoryBudget) -> None:
         """Give back the memory that the bodies were counted for."""

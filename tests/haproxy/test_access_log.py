@@ -194,6 +194,20 @@ def test_repr_tells_no_secrets() -> None:
     assert "static/srv1" in repr(line)
 
 
+def test_a_line_can_be_kept_without_what_was_asked() -> None:
+    """Of the request and of captured headers nothing is left; all else is."""
+    line = parse_line(
+        b"192.0.2.7:51234 [21/Nov/2026:14:49:12.345] front back/a 0/0/0/1/1 200 244 - - ----"
+        b' 1/1/0/0/0 0/0 {token=secret} "GET /x?password=secret HTTP/1.1"'
+    )
+    assert line is not None
+    kept = line.without_request()
+
+    assert (line.captures, line.target) == ((("token=secret",),), "/x?password=secret")
+    assert kept == line._replace(captures=(), method="", target="")
+    assert type(kept) is AccessLogLine
+
+
 def test_cookies_are_not_kept() -> None:
     """They are captured to follow sessions: as good as passwords."""
     line = parse_line(LINE.replace(b" - - ", b' SID=hush SID="hu sh" '))

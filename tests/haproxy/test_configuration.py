@@ -223,3 +223,31 @@ def test_no_file_raises(text) -> None:
 def test_sizes_are_bounded() -> None:
     """A hundred ranges of all ports keep within the bound."""
     assert len(binds("listen l\n" + "bind :1-65535\n" * 100)) == 20_000
+
+
+LOGS = [
+    pytest.param("global\n log stdout format raw local0\ndefaults\n log global", {1}, id="global"),
+    pytest.param("global\n log stdout local0", set(), id="only-its-own-messages"),
+    pytest.param("frontend f\n log fd@2 local0", {2}, id="frontend"),
+    pytest.param("listen l\n log stderr daemon\n log fd@1 daemon", {1, 2}, id="both"),
+    pytest.param("backend b\n log /dev/log local0\n log 127.0.0.1:514 local0", set(), id="others"),
+    pytest.param('global\n log "${WHERE}" local0\ndefaults\n log global', {1}, id="variable"),
+    pytest.param("ring r\n log stdout local0", set(), id="other-section"),
+    pytest.param("defaults\n no log\n log", set(), id="none"),
+]
+
+
+@pytest.mark.parametrize(("text", "descriptors"), LOGS)
+def test_requests_are_logged_where_their_section_says(text, descriptors) -> None:
+    """A ``log`` line of ``global`` is for those sections that say ``log global``."""
+    configuration = parse([text], {"WHERE": "stdout"})
+
+    assert configuration.log_descriptors == descriptors
+
+
+def test_every_target_of_the_log_is_known() -> None:
+    """Whatever it is: what matters is that requests are logged."""
+    text = "global\n log ring@r local0\nfrontend f\n log global\n log 10.0.0.1:514 local0"
+
+    assert parse([text], {}).log_targets == {"ring@r", "10.0.0.1:514"}
+    assert parse(["frontend f\n bind :80"], {}).log_targets == set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from otel_qtap.counters import CounterSet
-from otel_qtap.haproxy import CheckedServer, HealthCheck, HealthChecks, ServerName
+from otel_qtap.haproxy import CheckedServer, HealthCheck, HealthChecks, NameTables, ServerName
 
 PASSED = HealthCheck(987, "10.0.0.1", 80, 200)
 FAILED = HealthCheck(987, "10.0.0.1", 80, 503)
@@ -31,17 +31,23 @@ def test_a_check_passes_as_haproxy_lets_it_pass(status, error, is_passed) -> Non
     assert check.is_passed is is_passed
 
 
+def tables(checked: CheckedServer | None, asked_s: float = 0) -> NameTables:
+    return NameTables(checked={("10.0.0.1", 80): checked}, asked_ns=round(asked_s * 1e9))
+
+
 class Seen:
     """Checks that were taken, and what the metrics say then."""
 
-    def __init__(self, checked: CheckedServer | None = None) -> None:
+    def __init__(self, checked: CheckedServer | None = None, *, asked_s: float = 0) -> None:
         self.counters = CounterSet()
-        self.checks = HealthChecks(self.counters, lambda *_: checked)
+        self.tables = tables(checked, asked_s)
+        self.checks = HealthChecks(self.counters, lambda _: self.tables)
 
-    def take(self, results: str, check: HealthCheck = PASSED) -> Seen:
+    def take(self, results: str, check: HealthCheck = PASSED, *, end_s: float = 0) -> Seen:
         """Take a check for each sign: ``+`` passes, ``-`` fails."""
         for sign in results:
-            self.checks.consume(check if sign == "+" else FAILED)
+            each = check if sign == "+" else FAILED
+            self.checks.consume(each._replace(end_ns=round(end_s * 1e9)))
         return self
 
     def value(self, name: str, **labels: str) -> int:
@@ -126,3 +132,43 @@ def test_the_number_of_servers_is_bounded() -> None:
 
     assert seen.value("health_checks", result="passed", backend="", server="other") == 175
     assert seen.counters.total("otel_qtap.haproxy.health_checks") == 1199
+
+
+def test_what_haproxy_said_is_not_counted_again() -> None:
+    """Checks that were over when it was asked are in its own count already."""
+    seen = Seen(named(2, 3, 3), asked_s=10).take("-", end_s=9).take("--", end_s=11)
+
+    assert seen.value("health_checks", result="failed") == 3
+    assert seen.value("health_transitions", to="down") == 1
+
+
+SAYINGS = [
+    pytest.param(named(2, 3, 4), 12, (1, 1), 1, id="up-again"),
+    pytest.param(named(2, 3, 0), 12, (0, 1), 0, id="still-down"),
+    pytest.param(named(2, 3, 4), 11, (0, 1), 0, id="asked-before-the-last-check"),
+    pytest.param(named(2, 3, None), 12, (0, 1), 0, id="not-said"),
+    pytest.param(None, 12, (0, 1), 0, id="not-checked-any-more"),
+]
+
+
+@pytest.mark.parametrize(("said", "asked_s", "turns", "is_up"), SAYINGS)
+def test_haproxy_itself_knows_better(said, asked_s, turns, is_up) -> None:
+    """A check that only connects is not seen when it succeeds: only HAProxy says so."""
+    seen = Seen(named(2, 3, 4), asked_s=1).take("---", end_s=11)
+    seen.tables = tables(said, asked_s)
+    seen.checks.tick()
+    seen.checks.tick()
+
+    assert (seen.value("health_transitions", to="up"),
+            seen.value("health_transitions", to="down")) == turns  # fmt: skip
+    assert seen.up() == [is_up]
+
+
+def test_what_haproxy_says_of_a_server_that_nothing_was_known_of_is_no_transition() -> None:
+    """It only tells where the server stands."""
+    seen = Seen(named()).take("-", end_s=5)
+    seen.tables = tables(named(2, 3, 0), 6)
+    seen.checks.tick()
+
+    assert seen.value("health_transitions", to="down") == 0
+    assert seen.up() == [0]

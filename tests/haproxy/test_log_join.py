@@ -520,3 +520,57 @@ def test_a_loss_does_not_shift_the_rest(seed, losses) -> None:
     assert sum(world.transactions().values()) <= len(seen)
     counted = Counter(world.lines())
     assert sum(counted.values()) == len(logged)
+
+
+def test_lines_about_clients_that_are_not_captured_are_passed_over() -> None:
+    """They are no sign that something is missing."""
+    world = World(wants_client=lambda address: address != "127.0.0.1")
+    world.write(Exchange(client=("127.0.0.1", 4711)))
+    world.joiner.close()
+
+    assert world.lines() == {"filtered": 1}
+
+
+def test_a_line_about_what_was_passed_by_is_late(world) -> None:
+    """Nobody knew that the process logs; the next transaction waits for its line."""
+    one = Exchange()
+    two = replace(one, name="2", start_ns=one.end_ns + 50 * MS)
+    world.joiner.pass_by(one.pid, one.end_ns)
+    assert not world.joiner.knows(one.pid)
+    world.write(one)
+    assert world.joiner.knows(one.pid)
+    world.see(two)
+    world.write(two)
+    world.joiner.close()
+
+    assert world.joined() == {"2": "2"}
+    assert world.lines() == {"late": 1, "joined": 1}
+
+
+def test_a_listener_of_a_process_that_never_logs_costs_next_to_nothing(world) -> None:
+    """Its transactions are not even remembered; should a line come after all, it is late."""
+    one = Exchange()
+    two = replace(one, name="2", start_ns=one.end_ns + 1000 * MS)
+    three = replace(one, name="3", start_ns=one.end_ns + 2000 * MS)
+    world.see(one)
+    world.joiner.tick(one.end_ns + 150 * MS)
+    world.see(two)
+    assert [each.name for each in world.out] == ["1", "2"]
+    world.write(two)
+    world.see(three)
+    world.write(three)
+    world.joiner.close()
+
+    assert world.lines() == {"late": 2}
+    assert [each.name for each in world.out] == ["1", "2", "3"]
+
+
+def test_lines_about_one_request_may_be_in_two_formats(world) -> None:
+    """Two targets, each with its own: the second one is a duplicate."""
+    one = Exchange()
+    world.see(one)
+    world.write(one)
+    tail = b" 0/0000000000000000/0/0/0 -/TLSv1.3/TLS_AES_256_GCM_SHA384"
+    world.write(one, one.log() + tail)
+
+    assert world.lines() == {"joined": 1, "duplicate": 1}

@@ -11,7 +11,7 @@ import pytest
 from haproxy.processes import FakeProcess, now_ticks
 from haproxy.runtime_server import ANSWERS, RuntimeServer
 
-from otel_qtap.haproxy import CheckedServer, HaproxyNames, ServerName
+from otel_qtap.haproxy import CheckedServer, HaproxyNames, NameTables, ServerName
 
 PID = 77  # the one in ANSWERS
 CONFIGURATION = """
@@ -405,4 +405,112 @@ def test_questions_are_answered_while_a_socket_hangs(proc, counters, serve) -> N
     assert set(answers) == {ServerName("api", "one")}
     assert time.monotonic() - started < 0.5
     hanging.close()
+    names.close()
+
+
+def test_there_is_no_thread_before_there_is_a_haproxy(proc, counters) -> None:
+    """On most machines there never is."""
+    names = HaproxyNames(counters, proc=proc)
+    names.start()
+    assert "haproxy-names" not in {thread.name for thread in threading.enumerate()}
+
+    names.follow(PID)
+    assert "haproxy-names" in {thread.name for thread in threading.enumerate()}
+    names.close()
+
+
+def test_a_host_has_the_name_that_haproxy_looked_up(proc, names, serve) -> None:
+    """Where its configuration has an address there is none."""
+    serve(configured(proc))
+    ask(names)
+    tables = names.tables_of(PID)
+
+    assert tables is not None
+    assert tables.host_at("127.0.1.1", 8001) == "backend-a"
+    assert tables.host_at("127.0.1.9", 8001) == ""
+
+
+def test_what_is_not_known_yet_is_told_from_what_is_not_there(proc, names) -> None:
+    """Somebody may want to wait for the former."""
+    assert names.tables_of(PID) is None
+    names.refresh()
+
+    assert names.tables_of(PID) == NameTables()
+
+
+def test_everything_known_can_be_had_at_once(proc, names) -> None:
+    """And it need not be asked for again before something may have changed."""
+    configured(proc)
+    names.tables_of(PID)
+    before = names.looks
+    names.refresh()
+
+    assert names.looks > before
+    assert names.all_tables() == {PID: names.tables_of(PID)}
+
+
+def test_a_process_that_has_just_started_need_not_answer_yet(
+    proc, counters, clock, serve, caplog
+) -> None:
+    """It reads its configuration first; it is asked again soon."""
+    names = HaproxyNames(counters, proc=proc, timeout_s=0.3, settling_s=60, clock=clock)
+    process = configured(proc)
+    with caplog.at_level(logging.WARNING):
+        assert ask(names) == ServerName("api", "one")
+        serve(process)
+        names.refresh(only_new=True)
+
+        assert names.server_of(PID, "127.0.1.1", 8001) == ServerName("back", "a", 3, 1)
+    assert (failures(counters), caplog.records) == ({}, [])
+
+
+LOGS = [
+    pytest.param("log stdout local0", "pipe:[7]", True, id="pipe"),
+    pytest.param("log stdout local0", "/var/log/haproxy", True, id="file"),
+    pytest.param("log stdout local0", "/dev/pts/0", True, id="terminal"),
+    pytest.param("log stdout local0", "socket:[7]", False, id="socket"),
+    pytest.param("log stdout local0", "/dev/null", False, id="nowhere"),
+    pytest.param("log stdout local0", "", False, id="closed"),
+    pytest.param("log stderr local0", "pipe:[7]", False, id="other-descriptor"),
+    pytest.param("log 127.0.0.1:514 local0", "pipe:[7]", False, id="datagram"),
+]
+
+
+@pytest.mark.parametrize(("line", "stdout", "is_seen"), LOGS)
+def test_a_log_on_stdout_is_known(proc, names, line, stdout, is_seen) -> None:
+    """It costs something to see one, so only where lines do go there, and not past a socket."""
+    process = configured(proc, text=f"frontend web\n {line}\n")
+    (process.path / "fd").mkdir()
+    if stdout:
+        (process.path / "fd/1").symlink_to(stdout)
+    ask(names)
+    tables = names.tables_of(PID)
+
+    assert names.logs_to_descriptor is is_seen
+    assert tables is not None
+    assert tables.has_log
+
+
+def test_a_log_is_over_with_its_process(proc, names) -> None:
+    """Its names are kept for a while; its log is not."""
+    process = configured(proc, text="frontend web\n log stdout local0\n")
+    (process.path / "fd").mkdir()
+    (process.path / "fd/1").symlink_to("pipe:[7]")
+    ask(names)
+    assert names.logs_to_descriptor
+    process.path.rename(process.path.with_name("gone"))
+    names.refresh()
+
+    assert not names.logs_to_descriptor
+
+
+def test_who_depends_on_the_names_is_told(proc, counters) -> None:
+    """After each look."""
+    configured(proc)
+    looked = threading.Event()
+    names = HaproxyNames(counters, proc=proc, interval_s=3600, on_refresh=looked.set)
+    names.start()
+    names.follow(PID)
+
+    assert looked.wait(5)
     names.close()

@@ -141,3 +141,18 @@ def test_no_descriptor_is_left_open(proc, files) -> None:
                 continue
 
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_descriptor_is_known_by_where_it_leads() -> None:
+    """Sockets are seen in other ways, and what goes nowhere need not be."""
+    reading, writing = os.pipe()
+    one, other = socket.socketpair()
+    with one, other, Path("/dev/null").open("rb") as null:
+        found = [
+            ProcessFiles().is_written_to(os.getpid(), each)
+            for each in (writing, one.fileno(), null.fileno(), 9999)
+        ]
+    os.close(reading)
+    os.close(writing)
+
+    assert found == [True, False, False, False]

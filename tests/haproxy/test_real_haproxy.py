@@ -29,6 +29,7 @@ from otel_qtap.haproxy import (
     HaproxyNames,
     HealthCheck,
     HealthChecks,
+    NameTables,
     ServerName,
     parse_line,
 )
@@ -249,7 +250,8 @@ def test_transitions_are_those_of_haproxy(world, binary, receiver, tmp_path, lim
         rise, fall, rise + fall - 1,
     )  # fmt: skip
     started = checked._replace(health=rise)  # as HAProxy begins: up, but on trial
-    health = HealthChecks(counters, lambda *_: started)
+    tables = NameTables(checked={("127.0.1.8", 8010): started})
+    health = HealthChecks(counters, lambda _: tables)
     for status in map(int, checks_backend.output().split()):
         health.consume(HealthCheck(1, "127.0.1.8", 8010, status))
     said = Counter(

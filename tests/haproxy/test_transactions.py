@@ -6,6 +6,7 @@ import pytest
 
 from otel_qtap.connection.model import Peer
 from otel_qtap.haproxy import served_request
+from otel_qtap.haproxy.transactions import is_haproxy
 from otel_qtap.transaction.model import Direction
 
 
@@ -53,3 +54,19 @@ def test_others_have_no_line(make_transaction, make_process, changes) -> None:
     others = {k: v for k, v in changes.items() if k != "executable"}
 
     assert served_request(make_transaction(process=process, **others)) is None
+
+
+@pytest.mark.parametrize(
+    ("executable", "is_one"),
+    [
+        ("/usr/sbin/haproxy", True),
+        ("/opt/haproxy-3.2/sbin/haproxy-3.2", True),
+        ("/opt/haproxy-tools/nginx", False),
+        ("", False),
+    ],
+)
+def test_a_haproxy_is_known_by_its_program(
+    make_transaction, make_process, executable, is_one
+) -> None:
+    """By the file, whatever directory it is in."""
+    assert is_haproxy(make_transaction(process=make_process(executable=executable))) is is_one

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from otel_qtap.events import LostEvent
+from otel_qtap.haproxy import CheckedServer, NameTables, ServerName
 from otel_qtap.haproxy.layout import Layout, Offsets, StreamSource
 from otel_qtap.receiver.recording import (
     FORMAT_VERSION,
     AddressName,
     RecordedLayout,
+    RecordedNames,
     RecordedProcess,
     Recording,
     RecordingError,
@@ -26,6 +28,14 @@ LAYOUT = Layout(
     number=3, process_stream=0x5555_0000_1000, thread_context=-96, contexts=0x5555_0010_0000,
     contexts_size=32768, source=StreamSource.THREAD, offsets=Offsets(40, 16, 4),
 )  # fmt: skip
+NAMES = NameTables(
+    servers={("10.0.0.1", 80): ServerName("back", "a", 3, 1), ("10.0.0.2", 80): None},
+    checked={("10.0.0.1", 81): CheckedServer(ServerName("back", "a"), 2, 3, None)},
+    frontends={("", 443): "front", ("10.1.1.1", 80): None},
+    hosts={("10.0.0.1", 80): "db"},
+    asked_ns=1_788_000_000_000_000_001,
+    has_log=True,
+)
 
 
 @pytest.fixture
@@ -54,6 +64,7 @@ def test_everything_comes_out_in_order(path, make_process, make_container) -> No
     writer.write_process(make_process(pid=5), None)
     writer.write_name(AddressName(5, "10.0.0.1", "db"))
     writer.write_layout(5, LAYOUT)
+    writer.write_names(5, NAMES)
     writer.write_record(b"one")
     writer.write_record(memoryview(b"two"))
     writer.write_loss(LostEvent(7, "ring_full", 3))
@@ -66,6 +77,7 @@ def test_everything_comes_out_in_order(path, make_process, make_container) -> No
         RecordedProcess(make_process(pid=5, arguments=()), None),
         AddressName(5, "10.0.0.1", "db"),
         RecordedLayout(5, LAYOUT),
+        RecordedNames(5, NAMES),
         b"one",
         b"two",
         LostEvent(7, "ring_full", 3),
@@ -73,6 +85,19 @@ def test_everything_comes_out_in_order(path, make_process, make_container) -> No
     assert (recording.is_complete, recording.stop_reason) == (True, "stopped")
     assert (recording.epoch_offset_ns, writer.records) == (42, 2)
     recording.close()
+
+
+def test_a_recording_holds_a_bounded_number_of_names(path) -> None:
+    """A HAProxy can have more servers than fit into a frame."""
+    many = {("10.0.0.1", port): ServerName("b" * 200, f"s{port}") for port in range(20_000)}
+    writer = RecordingWriter(path, epoch_offset_ns=42, limit_bytes=10**9)
+    writer.write_names(5, NameTables(servers=many))
+    writer.close("stopped")
+
+    (names,) = Recording(path)
+    assert isinstance(names, RecordedNames)
+    assert len(names.tables.servers) == 2000
+    assert names.tables.servers.items() <= many.items()
 
 
 def test_a_command_line_is_not_recorded(path, make_process) -> None:
@@ -210,6 +235,8 @@ _DAMAGED = [
     pytest.param(_layout_frame(source="GUESS"), id="layout-from-an-unknown-source"),
     pytest.param(_layout_frame(offsets=[1, 2]), id="layout-without-all-offsets"),
     pytest.param(_layout_frame(more=1), id="layout-with-other-fields"),
+    pytest.param(b"S\x02\0\0\0{}", id="names-without-fields"),
+    pytest.param(b'S\x23\0\0\0{"process_id": 5, "tables": [1, 2]}', id="names-that-are-a-list"),
     pytest.param(b"E\x03\0\0\0{x}", id="end-that-is-no-json"),
     pytest.param(b"E\x02\0\0\0[]", id="end-that-is-a-list"),
 ]

@@ -28,12 +28,18 @@ from traffic.client import ClientPlan, run_client  # noqa: E402
 from traffic.haproxy import HAProxy, HAProxySettings, Server, find_binaries  # noqa: E402
 from traffic.world import World, wait_until  # noqa: E402
 
-from otel_qtap.events import CloseEvent, DataEvent, OpenEvent, ProcessEvent  # noqa: E402
+from otel_qtap.events import (  # noqa: E402
+    CloseEvent,
+    DataEvent,
+    OpenEvent,
+    SnapshotEvent,
+)
 from otel_qtap.receiver.wire import decode  # noqa: E402
 
 HOSTS = {"backend-a": "127.0.1.1", "backend-b": "127.0.1.2", "backend-dead": "127.0.1.3"}
 LISTENERS = (Listener("a", "127.0.1.1", 8001), Listener("b", "127.0.1.2", 8002))
 FRAME = struct.Struct("<cI")
+_OF_A_CONNECTION = (OpenEvent, DataEvent, CloseEvent, SnapshotEvent)
 
 SETTINGS = HAProxySettings(
     servers=(
@@ -106,24 +112,40 @@ def strip(raw: Path, to: Path) -> None:
         kind, size = FRAME.unpack_from(content, at)
         frames.append((kind, content[at + FRAME.size : at + FRAME.size + size]))
         at += FRAME.size + size
+    processes = {
+        process["pid"]
+        for kind, payload in frames
+        if kind == b"P"
+        and (process := json.loads(payload)["process"])["executable"].endswith(
+            "haproxy-recording/haproxy"
+        )
+    }
     connections = {
         event.connection_id
         for kind, payload in frames
-        if kind == b"R" and isinstance(event := decode(payload), OpenEvent)
+        if kind == b"R"
+        and isinstance(event := decode(payload), OpenEvent)
+        and event.process_id in processes
     }
     kept = b"".join(
         FRAME.pack(kind, len(payload)) + payload
         for kind, payload in frames
-        if kind != b"R" or is_ours(decode(payload), connections)
+        if is_ours(kind, payload, processes, connections)
     )
     with to.open("wb") as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as stream:
         stream.write(json.dumps(header).encode() + b"\n" + kept)
 
 
-def is_ours(event: object, connections: set[int]) -> bool:
-    """Whether an event belongs to a connection of HAProxy, the only program recorded."""
-    assert isinstance(event, OpenEvent | DataEvent | CloseEvent | ProcessEvent)
-    return not isinstance(event, ProcessEvent) and event.connection_id in connections
+def is_ours(kind: bytes, payload: bytes, processes: set[int], connections: set[int]) -> bool:
+    """Whether a frame is about a connection of HAProxy, or about its process."""
+    if kind == b"R":
+        event = decode(payload)
+        return isinstance(event, _OF_A_CONNECTION) and event.connection_id in connections
+    if kind == b"E":
+        return True
+    content = json.loads(payload)
+    fact = content.get("process", content)
+    return fact.get("pid", fact.get("process_id", 0)) in processes
 
 
 def replay(recording: Path, output_format: str) -> bytes:
