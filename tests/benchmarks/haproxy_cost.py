@@ -7,9 +7,10 @@ Run as root on an otherwise quiet machine with two processors or more. HAProxy, 
 program and a backend live in a network namespace of their own, the agent outside of it,
 as in production. In each round every variant runs once, one after the other: without an
 agent, without one again (the control: what the machine's own noise looks like), and with
-each agent asked for: on a rung, with a way of linking (``tap.link``). The order is turned by one from round to round, each variant is
-compared to the run without an agent of the same round, and the median of these ratios
-counts. The quartiles behind a ratio say how far it can be trusted.
+each agent asked for: on a rung, with a way of linking (``tap.link``). The order is turned
+by one from round to round, each variant is compared to the run without an agent of the
+same round, and the median of these ratios counts. The quartiles behind a ratio say how far
+it can be trusted.
 
 Three loads, over 64 keep-alive connections:
 
@@ -447,7 +448,7 @@ def main() -> None:
     add("--requests", type=int, default=20_000, help="of each run; default 20000")
     add("--rounds", type=int, default=5, help="default 5")
     add("--agent", action="append", choices=AGENTS, metavar="RUNG[:LINK]",
-        help=f"one of {', '.join(AGENTS)}; default: the rungs without linking, and fast")  # fmt: skip
+        help=f"one of {', '.join(AGENTS)}; default: both without linking, and fast")  # fmt: skip
     add("--level", choices=("none", "summary", "headers", "full"), default="summary")
     add("--store", choices=("disabled", "stdout", "otel"), default="disabled",
         help="where transactions go: nowhere, a file, a rotel on this machine")  # fmt: skip
