@@ -199,7 +199,7 @@ def test_names_are_found_from_outside_of_a_changed_root(
         assert os.listdir(f"/proc/{pid}/root") == []  # noqa: PTH208 - the root of a process
         if not has_socket:
             (tmp_path / "stats.sock").unlink()
-        names = look(HaproxyNames(counters), pid)
+        names = look(HaproxyNames(counters, settling_s=0), pid)
 
         name = names.server_of(pid, "127.0.1.1", 8001)
         assert name is not None
