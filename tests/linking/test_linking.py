@@ -68,8 +68,11 @@ CLAIMS: dict[str, Callable[[Score, Scenario], bool]] = {
 }
 """What must have happened for a scenario to be about what its name says."""
 
-FIRST_CHECKS = 4
-"""A new process checks its servers before the agent has had a look at it."""
+FIRST_CHECKS = 40
+"""
+Until the first traffic has verified the marks of a new process, for a second at most, its
+checks are not told as such; there may be one every 10 ms.
+"""
 
 MODES = ("probe", "passive")
 """Besides the one that the agent takes by itself."""
@@ -136,7 +139,8 @@ def test_lost_events_make_no_wrong_links(captured) -> None:
     assert all(result.dropped for result in results)
     for result in results:
         assert result.score.is_precise, result.score
-    assert sum(result.score.total.correct for result in results) > 0
+    if captured.scenario.least_recall:
+        assert sum(result.score.total.correct for result in results) > 0
 
 
 @pytest.mark.skipif(not modes_exist(), reason="this version has no tap.link")
