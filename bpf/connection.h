@@ -176,7 +176,7 @@ int on_state_change(struct bpf_raw_tracepoint_args *ctx)
     struct sock_start start;
 
     struct settings *settings = get_settings();
-    if (!settings)
+    if (!settings || settings->directions == WANT_NOTHING)
         return 0;
 
     if (new_state == TCP_SYN_SENT || (old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED)) {

@@ -368,6 +368,8 @@ static __always_inline void on_transfer(const void *sk, struct connection *c,
     u64 pid_tgid = bpf_get_current_pid_tgid();
     u32 tgid = pid_tgid >> 32;
 
+    if (settings->directions == WANT_NOTHING)
+        return; // the end of a connection might be missed now, and its address used again
     read_sock_start(&start, sk);
     if (c && (c->remote_port != START_FIELD(u16, &start, OFF_SKC_DPORT) ||
               c->remote_key != START_FIELD(u32, &start, OFF_SKC_DADDR)))

@@ -78,6 +78,7 @@ BPF_HASH(excluded, u32, u8, 16384);
 #define WANT_INGRESS 1
 #define WANT_EGRESS_INTERNAL 2
 #define WANT_EGRESS_EXTERNAL 4
+#define WANT_NOTHING 0 // before the agent has said what it wants, and once it detaches
 
 struct settings {
     u32 generation; // raised with every change, so that refusals are thought over

@@ -115,6 +115,8 @@ class Pipeline:
         self._span_key = os.urandom(32)
         self._reporter: ConnectionReporter | None = None
         self._retiring: list[_Retirement] = []
+        self._excluded_logs: dict[str, bool] = {}
+        """Programs whose log was seen, and whether ``tap.filters`` leave them alone."""
         self._has_new_tap = False
         """Whether connections may be open that the configuration in force does not want."""
         self._ids = IdGenerator(options.id_seed)
@@ -125,7 +127,7 @@ class Pipeline:
             counters,
             epoch_offset_ns=lambda: self.assembler.epoch_offset_ns,
             names=names,
-            wants_client=self._wants_client,
+            wants_line=self._wants_line,
         )
         self.assembler = Assembler(
             self.haproxy,
@@ -199,6 +201,7 @@ class Pipeline:
         """
         old, self._setup = self._setup, setup
         self._has_new_tap |= old.config.tap != setup.config.tap
+        self._excluded_logs.clear()
         self.assembler.limits = self._options.limits(setup.config)
         self._report_connections()
         self._retiring = [each for each in self._retiring if each.is_alive()]
@@ -284,12 +287,17 @@ class Pipeline:
             )
             self.haproxy.on_arrival = self._reporter.consume
 
-    def _wants_client(self, address: str) -> bool:
-        """Whether what a client asks is captured; an address that is none is in nobody's way."""
+    def _wants_line(self, process_id: int, client: str) -> bool:
+        """Whether what a process serves to a client at an address is captured."""
+        program = self._facts.process(process_id).executable
+        is_excluded = self._excluded_logs.get(program)
+        if is_excluded is None:
+            is_excluded = self.config.tap.filters.excludes(program)
+            self._excluded_logs[program] = is_excluded
         try:
-            return is_wanted(self.config, Role.SERVER, address)
-        except ValueError:
-            return True
+            return not is_excluded and is_wanted(self.config, Role.SERVER, client)
+        except ValueError:  # no address
+            return not is_excluded
 
     def _wants(self, transaction: Transaction) -> bool:
         role = Role.SERVER if transaction.direction.is_ingress else Role.CLIENT

@@ -108,7 +108,8 @@ class Tap:
 
         def find(process_id: int, layout: Layout) -> None:
             learn(process_id, layout)
-            self.names.follow(process_id)
+            if not self.config.tap.filters.excludes(self.processes.get(process_id).executable):
+                self.names.follow(process_id)
 
         self._streams = streams
         self._watch = HaproxyWatch(self.receiver, find, self.counters, mode=self.config.tap.link)

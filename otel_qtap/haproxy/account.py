@@ -66,7 +66,7 @@ class HaproxyAccount:
         *,
         epoch_offset_ns: Callable[[], int],
         names: Names | None = None,
-        wants_client: Callable[[str], bool] = lambda _: True,
+        wants_line: Callable[[int, str], bool] = lambda _pid, _client: True,
     ) -> None:
         self.on_arrival: Callable[[Transaction], None] = lambda _: None
         """Told of each transaction at once, whether or not it will wait for its line."""
@@ -81,7 +81,7 @@ class HaproxyAccount:
             describe=served_request,
             attach=_attach,
             counters=counters,
-            wants_client=wants_client,
+            wants_line=wants_line,
         )
 
     def consume(self, transaction: Transaction) -> None:

@@ -72,9 +72,9 @@ class LogJoiner(Generic[T]):
 
     Sans-I/O; one thread owns it. ``describe`` says what identifies a transaction, or
     ``None`` for one that gets no line (egress); ``attach`` makes the transaction with its
-    line. ``wants_client`` says whether the requests of a client come here at all. Whoever
-    calls must call ``tick`` too: it lets go of what waited long enough. All times are
-    nanoseconds since the epoch, by the same clock.
+    line. ``wants_line`` says whether what a process serves to a client at an address
+    comes here at all. Whoever calls must call ``tick`` too: it lets go of what waited long
+    enough. All times are nanoseconds since the epoch, by the same clock.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class LogJoiner(Generic[T]):
         describe: Callable[[T], ServedRequest | None],
         attach: Callable[[T, AccessLogLine], T],
         counters: CounterSet,
-        wants_client: Callable[[str], bool] = lambda _: True,
+        wants_line: Callable[[int, str], bool] = lambda _pid, _client: True,
         wait_ns: int = 100 * _MS,
         capacity: int = 8192,
     ) -> None:
         self._next = next_consumer
         self._describe = describe
         self._attach = attach
-        self._wants_client = wants_client
+        self._wants_line = wants_line
         self._wait_ns = wait_ns
         self._capacity = capacity
         self._clients: dict[tuple[int, str, int], _Client[T]] = {}
@@ -139,7 +139,7 @@ class LogJoiner(Generic[T]):
                 self._line_counts["unrecognised"].value += 1
             elif line.client_address == "unix":
                 self._line_counts["unix_client"].value += 1
-            elif not self._wants_client(line.client_address):
+            elif not self._wants_line(pid, line.client_address):
                 self._line_counts["filtered"].value += 1
             else:
                 _note(self._writers, pid, timestamp_ns)

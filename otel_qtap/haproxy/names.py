@@ -194,7 +194,7 @@ class HaproxyNames:
             self._settling.discard(pid)
             before = before or ProcessView(0)  # so that it is not looked for at every question
             gone_s = before.gone_s or self._clock()
-            is_over = self._clock() - gone_s > KEEP_S
+            is_over = self._clock() - gone_s > KEEP_S or len(self._asked) >= MAX_PROCESSES
             return None if is_over else replace(before, gone_s=gone_s)
         if before is None or before.started != started or before.gone_s:
             before = self._read_configuration(pid, started)

@@ -43,6 +43,7 @@ __all__ = ["StreamMarks"]
 _WAIT_NS = 1_000_000_000  # for a verdict; then what is plausible is taken for true
 _NEVER_NS = 1 << 63
 _WAITING_EVENTS = 20_000
+_CONNECTIONS = 65_536
 
 
 class _Image:
@@ -133,7 +134,7 @@ class StreamMarks:
         self._images: dict[int, _Image] = {}
         self._by_process: dict[int, _Image] = {}
         self._by_connection: dict[int, _Image] = {}
-        """While they are not verified: an end may come without its process."""
+        """Clients' connections: the kernel side does not say whose end it tells."""
         self._queue: deque[_Waiting] = deque()
         self._held = counters.counter(
             "otel_qtap.link.events_held", "{event}",
@@ -152,9 +153,13 @@ class StreamMarks:
         """A process has this layout; a new one under a known number begins anew."""
         image = self._images.get(layout.number)
         if image is None or image.layout != layout:
-            if image is not None:
-                image.hold_since_ns = 0  # nothing more will be known about its marks
+            replaced = image
             image = self._images[layout.number] = _Image(layout)
+            if replaced is not None:
+                replaced.hold_since_ns = 0  # nothing more will be known about its marks
+                for connection_id, owner in self._by_connection.items():
+                    if owner is replaced:
+                        self._by_connection[connection_id] = image
         self._by_process[process_id] = image
         self._drain()
 
@@ -164,7 +169,9 @@ class StreamMarks:
             self._accept(event)
             return
         image = self._by_process.get(event.process_id)
-        if isinstance(event, ProcessEvent):
+        if type(event) is DataEvent and not self._queue and (image is None or image.is_over):
+            self._accept(event)  # nearly all: some process always waits for its first request
+        elif isinstance(event, ProcessEvent):
             self._follow(event, image)
             self._accept(event)
         elif isinstance(event, SnapshotEvent):
@@ -206,8 +213,8 @@ class StreamMarks:
                 self._by_connection.pop(connection_id, None)
             if image is None and self.is_needed:
                 event = without_mark(event)  # of whom? perhaps of one that is not verified
-        elif image is not None and not image.is_over:
-            self._by_connection[event.connection_id] = image
+        elif image is not None and (isinstance(event, OpenEvent) or not image.is_over):
+            self._note_owner(event.connection_id, image)
         waiting = _Waiting(event, image)
         # The mark of an opening may be much older than the event.
         if image is not None and (isinstance(event, OpenEvent) or not image.is_over):
@@ -257,7 +264,6 @@ class StreamMarks:
             waiting.put_right()
         elif not image.is_settled and event.timestamp_ns - image.since_ns > _WAIT_NS:
             image.is_settled = True
-            self._forget_connections(image)
 
     def _judge(self, image: _Image, newest: _Waiting) -> None:
         """Act on the verdict, if there is one."""
@@ -275,7 +281,6 @@ class StreamMarks:
         image.is_verified = True
         image.hold_since_ns = 0
         image.has_marks = image.is_trusted = verdict is Verdict.VERIFIED
-        self._forget_connections(image)
         if verdict is Verdict.REFUTED:
             image.layout = replace(image.layout, source=StreamSource.NOTHING)
         self.on_verdict(image.layout, verdict, image.calibration.reason)
@@ -310,9 +315,8 @@ class StreamMarks:
             self._accept(queue.popleft().proceed())
         self.is_needed = bool(queue) or not all(i.is_over for i in self._images.values())
 
-    def _forget_connections(self, image: _Image) -> None:
-        """Forget which connections are its own once nobody will ask any more."""
-        if image.is_over:
-            mine = [c for c, owner in self._by_connection.items() if owner is image]
-            for connection_id in mine:
-                del self._by_connection[connection_id]
+    def _note_owner(self, connection_id: int, image: _Image) -> None:
+        owners = self._by_connection
+        if connection_id not in owners and len(owners) >= _CONNECTIONS:
+            del owners[next(iter(owners))]  # its end was lost, likely
+        owners[connection_id] = image

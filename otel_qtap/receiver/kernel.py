@@ -12,7 +12,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from otel_qtap.counters import CounterSet
@@ -247,6 +247,12 @@ class KernelReceiver:
 
     def detach(self) -> None:
         """Stop watching; what is in the ring can still be drained."""
+        # At once for all programs: detaching takes some 20 ms for each, and an end that is
+        # missed would make another connection at the same address look like its own.
+        self._in_force = replace(
+            self._in_force, ingress=False, egress_internal=False, egress_external=False
+        )
+        self._raise_changes()
         self.watch_log(is_wanted=False)
         with self._log_lock:
             self._may_watch_log = False

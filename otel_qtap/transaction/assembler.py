@@ -11,6 +11,7 @@ from functools import partial
 from typing import Protocol
 
 from otel_qtap.connection.facts import Facts
+from otel_qtap.connection.model import Peer
 from otel_qtap.connection.tracker import Connection
 from otel_qtap.counters import Counter, CounterSet
 from otel_qtap.events import Role
@@ -22,6 +23,7 @@ from otel_qtap.transaction.link import StreamKey
 from otel_qtap.transaction.linker import Linker
 from otel_qtap.transaction.model import Ending, Timings, Transaction
 from otel_qtap.transaction.neighbours import Neighbours
+from otel_qtap.transaction.passive import PassiveLinker
 from otel_qtap.transaction.place import Place
 
 __all__ = ["Assembler", "AssemblerLimits", "BodyPolicy"]
@@ -62,7 +64,11 @@ class Assembler:
         self._bodies = bodies
         self.limits = limits
         self.epoch_offset_ns = epoch_offset_ns
-        self.linker = Linker(consumer, counters)
+        self.linker = Linker(consumer, counters, self)
+        self._telling: set[int] = set()
+        """Processes that tell which stream they are working on."""
+        self._serving: dict[int, set[Conversation]] = {}
+        """Conversations with clients, by process."""
         self.neighbours = Neighbours(counters)
         self._consume = self.linker.consume
         self._facts = facts
@@ -102,12 +108,43 @@ class Assembler:
         talk.meeting = self.neighbours.join(connection)
         if connection.role is Role.SERVER:
             self.linker.serve(connection.process_id)
+            self._serving.setdefault(connection.process_id, set()).add(talk)
         return talk
+
+    # What the passive linker asks -------------------------------------------------------
+
+    def passive_for(self, connection: Connection) -> PassiveLinker | None:
+        """Return who looks for the links of a connection; nobody if streams tell them."""
+        return None if connection.process_id in self._telling else self.linker.passive
+
+    def note_streams(self, process_id: int) -> None:
+        """A process tells its streams."""
+        self._telling.add(process_id)
+
+    def in_flight(self, process_id: int) -> list[tuple[Exchange, Peer]] | None:
+        """Return the clients' requests that a process has at hand, with their clients."""
+        talks = self._serving.get(process_id)
+        if talks is None:
+            return None
+        return [(exchange, talk.client) for talk in talks for exchange in talk.in_flight]
+
+    def shares_threads(self, process_id: int) -> bool:
+        """Whether a process serves each request on the thread that read it: a HAProxy."""
+        return "haproxy" in self._process_of(process_id).executable.rpartition("/")[2]
+
+    def place_of(self, exchange: Exchange) -> Place:
+        """Return the place of an exchange in flight."""
+        return self._place_of(exchange)
 
     def leave(self, talk: Conversation) -> None:
         """Let go of a connection that is over."""
         if talk.connection.role is Role.SERVER:
             self.linker.stop_serving(talk.connection.process_id)
+            talks = self._serving.get(talk.connection.process_id, set())
+            talks.discard(talk)
+            if not talks:
+                self._serving.pop(talk.connection.process_id, None)
+                self._telling.discard(talk.connection.process_id)  # its number may be given anew
         if talk.meeting is not None:
             self.neighbours.leave(talk.connection, talk.meeting)
             talk.meeting = None

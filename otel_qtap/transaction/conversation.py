@@ -19,6 +19,7 @@ which all was lost that showed it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Protocol
 
 from otel_qtap.connection.model import Peer
@@ -49,6 +50,7 @@ from otel_qtap.transaction.direction import direction_of
 from otel_qtap.transaction.exchange import MANY_BYTES, AssemblerLimits, Exchange, MemoryBudget
 from otel_qtap.transaction.model import Ending
 from otel_qtap.transaction.neighbours import Meeting
+from otel_qtap.transaction.passive import PassiveLinker
 
 __all__ = ["Conversation", "ConversationOwner"]
 
@@ -56,6 +58,7 @@ _KNOWN = StreamState.KNOWN
 _WORKING = (StreamState.KNOWN, StreamState.ENDING)
 _NOTHING_ASKED = RequestHead("", "", "", (), 0, None)
 _COMPLETE = Ending.COMPLETE  # looking up a member takes longer than comparing with it
+_LOSSES = (Ending.LOST, Ending.UNREADABLE)
 _ETIMEDOUT = 110
 _RESET_ERRORS = frozenset({32, 103, 104})  # EPIPE, ECONNABORTED, ECONNRESET
 
@@ -68,6 +71,12 @@ class ConversationOwner(Protocol):
     parse_errors: Counter
     orphans: Counter
     cut_requests: Counter
+
+    def passive_for(self, connection: Connection) -> PassiveLinker | None:
+        """Return who looks for the links of a connection; nobody if its process tells streams."""
+
+    def note_streams(self, process_id: int) -> None:
+        """A process tells which stream it is working on."""
 
     def completed(self, role: Role) -> Counter:
         """Return the counter of complete transactions that a process with ``role`` took part in."""
@@ -116,6 +125,7 @@ class Conversation:
         "_late_request",
         "_misses_request",
         "_owner",
+        "_passive",
         "_pending",
         "_process_id",
         "_request_flow",
@@ -141,6 +151,7 @@ class Conversation:
         self.proxied_source: Peer | None = None
         self.completed = owner.completed(connection.role)
         self._owner = owner
+        self._passive = owner.passive_for(connection)
         late = connection.joined_late
         self._is_client = connection.role is Role.CLIENT
         self._request_flow = Flow.RECEIVE if connection.role is Role.SERVER else Flow.SEND
@@ -178,8 +189,7 @@ class Conversation:
         """Of the first byte that was sent of the message being read."""
         self._last_mark = NO_MARK
         self._process_id = connection.process_id
-        self._thread_id = 0
-        self._answering_thread_id = 0
+        self._thread_id = self._answering_thread_id = 0
         self._closer = ""  # "local" or "remote": who closed first
         self._failure: Ending | None = None
 
@@ -260,8 +270,8 @@ class Conversation:
     def stream_step(self, event: CloseEvent) -> None:
         """The connection is one step nearer to its end."""
         step, now = event.step, event.timestamp_ns
-        if event.stream.state in _WORKING and self._pending and not self._pending[0].response:
-            self._answer(self._pending[0], event.stream, now)  # given up without an answer
+        if event.stream.state in _WORKING and self._pending:
+            self._give_up(self._pending[0], event.stream, now)
         if step is CloseStep.RECEIVED_END:
             self._closer = self._closer or "remote"
             self._end_flow(Flow.RECEIVE, now)
@@ -338,6 +348,37 @@ class Conversation:
                 return
             self._responses.expect(head.method)
             pending.append(exchange)
+            if self._passive is not None:
+                self._begin(exchange)
+
+    @property
+    def in_flight(self) -> Iterable[Exchange]:
+        """The requests that wait for their answer."""
+        return self._pending
+
+    @property
+    def client(self) -> Peer:
+        """Who asked, also where a proxy in between names it."""
+        return self.proxied_source or self.connection.remote
+
+    def _begin(self, exchange: Exchange) -> None:
+        """Have what it belongs to looked for, if no stream tells that."""
+        assert self._passive is not None  # noqa: S101 - for the type checker
+        connection = self.connection
+        if exchange.mark.state is not StreamState.NOT_ASKED:
+            self._end_passive()
+            return
+        peer = self.proxied_source if self._is_client else self.client
+        self._passive.begin(exchange, connection.role, peer)
+
+    def _end_passive(self) -> None:
+        self._passive = None
+        self._owner.note_streams(self._process_id)
+
+    def _note_hidden(self, now: int) -> None:
+        """There was an exchange of which too little was seen."""
+        if self._passive is not None:
+            self._passive.lose(now, self._process_id)
 
     def _locate(self, exchange: Exchange) -> None:
         """Note where a request begins in its stream, and for which stream of HAProxy it is."""
@@ -419,6 +460,7 @@ class Conversation:
         if exchange is None:
             if not head.is_interim:
                 self._owner.orphans.value += 1
+                self._note_hidden(now)
                 if self._just_answered:  # two answers in a row, so two requests in a row
                     self._has_pipelined = True
         elif head.is_interim:
@@ -429,6 +471,13 @@ class Conversation:
             exchange.response_head_ns = now
             if not self._is_client and self._first_mark.state is _KNOWN:
                 self._answer(exchange, self._first_mark, self._first_response_ns)
+            if exchange.party is not None and self._passive is not None:
+                if self._first_mark.state is StreamState.NOT_ASKED or self._is_client:
+                    exchange.eligible_ns = max(exchange.request_head_ns, self._last_answer_ns)
+                    self._passive.answer(exchange)
+                else:
+                    self._passive.withdraw(exchange)
+                    self._end_passive()
 
     def _on_response_end(
         self, event: MessageEnd, exchange: Exchange, now: int, *, loss: bool, closed: bool
@@ -491,6 +540,15 @@ class Conversation:
         exchange.eligible_ns = max(exchange.request_head_ns, self._last_answer_ns)
         self._owner.answer(self, exchange, now)
 
+    def _give_up(self, exchange: Exchange, mark: StreamMark, now: int) -> None:
+        """HAProxy closes the connection before it began to answer a request."""
+        last = self._last_mark
+        is_of_last = mark.state is _KNOWN and (mark.address, mark.serial) == (
+            last.address, last.serial,
+        )  # fmt: skip
+        if exchange.response is None and not is_of_last:  # else it has not looked at it
+            self._answer(exchange, mark, now)
+
     def _note_failure(self, error: int) -> None:
         if error == _ETIMEDOUT:
             self._failure = self._failure or Ending.TIMED_OUT
@@ -531,6 +589,8 @@ class Conversation:
         self._emit(exchange, ending, now)
 
     def _emit(self, exchange: Exchange, ending: Ending, now: int) -> None:
+        if ending in _LOSSES:
+            self._note_hidden(now)
         self._owner.emit(self, exchange, ending, now)
 
 

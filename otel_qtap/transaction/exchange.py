@@ -8,12 +8,17 @@ What is known so far, in a form that grows; ``Assembler`` turns it into a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from otel_qtap.counters import Counter
 from otel_qtap.events import NO_MARK
 from otel_qtap.protocol.events import BodyData, MessageEnd, MessageEnding, RequestHead, ResponseHead
+from otel_qtap.transaction.evidence import BodyStart
 from otel_qtap.transaction.model import Body, Request, Response
 from otel_qtap.transaction.place import Place
+
+if TYPE_CHECKING:
+    from otel_qtap.transaction.parties import Party
 
 __all__ = ["MANY_BYTES", "AssemblerLimits", "BodyBuffer", "Exchange", "MemoryBudget"]
 
@@ -116,6 +121,7 @@ class Exchange:
 
     __slots__ = (
         "answered_by",
+        "body_start",
         "connect_started_ns",
         "eligible_ns",
         "in_order",
@@ -126,6 +132,7 @@ class Exchange:
         "is_request_over",
         "judged",
         "mark",
+        "party",
         "place",
         "position",
         "process_id",
@@ -182,6 +189,10 @@ class Exchange:
         """Thread that began to answer."""
         self.is_emitted = False
         self.place: Place | None = None
+        self.party: Party | None = None
+        """What the passive linker knows of it, where it looks for links."""
+        self.body_start: BodyStart | None = None
+        """Of the response, for the passive linker."""
         self.position = -1
         """Where the request begins in its stream, in bytes; -1 where that is not known."""
 
@@ -199,6 +210,8 @@ class Exchange:
         if body is None:
             body = self.response_body = BodyBuffer()
         body.add(event, limit, budget)
+        if self.body_start is not None:
+            self.body_start.add(event)
         return body.kept
 
     def end_request(self, event: MessageEnd, timestamp_ns: int) -> None:

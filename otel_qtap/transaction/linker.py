@@ -24,6 +24,7 @@ from otel_qtap.transaction.consumer import Consumer
 from otel_qtap.transaction.exchange import Exchange
 from otel_qtap.transaction.link import LinkMethod, ProxyHop, StreamKey
 from otel_qtap.transaction.model import Ending, Request, Timings, Transaction
+from otel_qtap.transaction.passive import PassiveLinker, PassiveSource
 from otel_qtap.transaction.place import Place
 
 __all__ = ["Linker"]
@@ -55,8 +56,9 @@ class _Waiting:
 class Linker:
     """Puts transactions into their places and hands them on."""
 
-    def __init__(self, consumer: Consumer, counters: CounterSet) -> None:
+    def __init__(self, consumer: Consumer, counters: CounterSet, source: PassiveSource) -> None:
         self._consume = consumer.consume
+        self.passive = PassiveLinker(self, source, counters)
         self.on_failed_check: Callable[[Transaction], None] = lambda _: None
         """Told of health checks that got no connection: they are no transactions."""
         self._places: OrderedDict[tuple[int, int], list[Place]] = OrderedDict()
@@ -111,6 +113,7 @@ class Linker:
     def lose(self, timestamp_ns: int) -> None:
         """Something is missing: for a while, what was not seen is no evidence."""
         self._blind_until_ns = timestamp_ns + _BLIND_NS
+        self.passive.lose(timestamp_ns)
 
     def serve(self, process_id: int) -> None:
         """A client's connection to the process is captured from now on."""
@@ -154,6 +157,8 @@ class Linker:
     def consume(self, transaction: Transaction, exchange: Exchange, role: Role) -> None:
         """Take a transaction that is over."""
         if role is Role.SERVER:
+            if exchange.party is not None:
+                self.passive.observe(transaction, exchange)
             place = exchange.place
             if place is None:
                 self._consume(transaction)
@@ -177,6 +182,8 @@ class Linker:
             else:  # nobody sees what it was sent for
                 self._unlinked["not_captured"].value += 1
                 self._pass_unlinked(transaction, exchange)
+        elif state is StreamState.NOT_ASKED:
+            self.passive.consume(transaction, exchange)
         else:
             self._pass_on(transaction, exchange, state)
 
@@ -188,12 +195,29 @@ class Linker:
                 self._keep(at, [w for w in waiting if now_ns - w.since_ns <= _LONGEST_WAIT_NS])
                 for each in expired:
                     self._let_go(each, "expired")
+        self.passive.tick(now_ns)
 
     def close(self) -> None:
         """Let everything go that waits, because nothing will follow."""
         for at in list(self._waiting):
             for each in self._keep(at, []):
                 self._let_go(each, "unanswered")
+        self.passive.close()
+
+    # What the passive linker tells ------------------------------------------------------
+
+    def adopt(
+        self, transaction: Transaction, exchange: Exchange, place: Place, method: LinkMethod
+    ) -> None:
+        """Pass on a request to a backend as sent for the client's request of ``place``."""
+        is_first_sent = place.send(exchange.request, exchange.place)
+        place.when_settled(
+            partial(self._finish_client, transaction, exchange, place, is_first_sent, method)
+        )
+
+    def release(self, transaction: Transaction, exchange: Exchange) -> None:
+        """Pass on a request to a backend as it is."""
+        self._pass_unlinked(transaction, exchange)
 
     # Streams ----------------------------------------------------------------------------
 
@@ -306,10 +330,15 @@ class Linker:
         return ""
 
     def _finish_client(
-        self, transaction: Transaction, exchange: Exchange, place: Place, is_first_sent: bool
+        self,
+        transaction: Transaction,
+        exchange: Exchange,
+        place: Place,
+        is_first_sent: bool,
+        method: LinkMethod = LinkMethod.STREAM,
     ) -> None:
         transaction.link = place.link(  # type: ignore[misc]
-            LinkMethod.STREAM, is_first_sent=is_first_sent
+            method, is_first_sent=is_first_sent
         )
         if transaction.ending is _CONNECT_FAILED:
             asked = place.request  # what it would have been asked
@@ -329,8 +358,8 @@ class Linker:
         if place.parent is not None:
             transaction.link = place.parent.link(LinkMethod.CONNECTION)  # type: ignore[misc]
             self._linked_neighbours.value += 1
+        transaction.begun = place.lineage[0].begun  # type: ignore[misc]
         if place.key is not None:
-            transaction.begun = place.lineage[0].begun  # type: ignore[misc]
             transaction.stream = place.key  # type: ignore[misc]
             transaction.hop = _hop(transaction.timings, place)  # type: ignore[misc]
         self._consume(transaction)

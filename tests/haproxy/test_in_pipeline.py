@@ -11,6 +11,8 @@ from conversations import EPOCH_OFFSET_NS, NoFacts, Script, encode
 from messages import GET, OK
 
 from otel_qtap.config import Config
+from otel_qtap.config.filters import CustomFilterConfig, FiltersConfig
+from otel_qtap.config.tap import TapConfig
 from otel_qtap.connection.model import Process
 from otel_qtap.counters import CounterSet
 from otel_qtap.events import CloseStep, LogEvent, Role, StreamMark, StreamState
@@ -137,6 +139,15 @@ def test_lines_count_where_their_requests_are_captured(
     started.pipeline.settle(script.now_ns + 6000 * MS)
 
     assert started.lines(result) == 1
+
+
+def test_lines_of_programs_that_are_left_out_do_not_count(run) -> None:
+    """``tap.filters``."""
+    filters = FiltersConfig(custom=(CustomFilterConfig(exe="/usr/sbin/haproxy", strategy="exact"),))
+    script = Script()
+    started = run(Config(tap=TapConfig(filters=filters))).play(script, line_about(script))
+
+    assert started.lines("filtered") == 1
 
 
 def test_a_failed_connect_of_a_health_check_counts_and_is_no_transaction(run) -> None:

@@ -524,11 +524,12 @@ def test_a_loss_does_not_shift_the_rest(seed, losses) -> None:
 
 def test_lines_about_clients_that_are_not_captured_are_passed_over() -> None:
     """They are no sign that something is missing."""
-    world = World(wants_client=lambda address: address != "127.0.0.1")
+    world = World(wants_line=lambda pid, address: pid == PID and address != "127.0.0.1")
     world.write(Exchange(client=("127.0.0.1", 4711)))
+    world.write(Exchange(pid=988))
     world.joiner.close()
 
-    assert world.lines() == {"filtered": 1}
+    assert world.lines() == {"filtered": 2}
 
 
 def test_a_line_about_what_was_passed_by_is_late(world) -> None:

@@ -378,11 +378,11 @@ def test_a_later_request_outside_of_any_stream_is_only_unknown(proxy) -> None:
 
 
 def test_other_programs_go_through_untouched(proxy) -> None:
-    """No stream, no link, no wait, and nothing counted."""
+    """No stream, no link, and nothing counted: one asks for one thing, the other for another."""
     client, server = proxy.client(), Script(Role.CLIENT, timeline=proxy.timeline)
     client.ask(GET)
-    server.ask(GET)
-    server.answer(OK)
+    server.ask(request(1))
+    server.answer(response(200, 1))
     client.answer(OK)
 
     transactions = proxy.play()
