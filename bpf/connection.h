@@ -196,7 +196,12 @@ int on_state_change(struct bpf_raw_tracepoint_args *ctx)
         if (role == ROLE_CLIENT) {
             c->is_own = tgid == settings->agent;
             c->layout = layout_of(tgid);
-            read_stream(&c->connecting, get_layout(c->layout));
+            struct layout *layout = get_layout(c->layout);
+            read_stream(&c->connecting, layout);
+            u32 zero = 0;
+            struct scratch *scratch = scratches.lookup(&zero);
+            if (layout && layout->snapshots && scratch)
+                send_snapshot(scratch, layout, c, SNAPSHOT_CONNECT, tgid, now);
         }
         if ((role == ROLE_CLIENT && is_excluded(tgid)) || !is_wanted(c, sk, &start, settings))
             ignore_connection(c, settings);

@@ -480,6 +480,12 @@ static __always_inline void on_transfer(const void *sk, struct connection *c,
     c->turn_bytes += size;
 
     transfer->begins_request = begins_request(c, &move);
+    // Sends have a mark, and the first bytes of a client.
+    u8 is_first = flow == FLOW_RECEIVE && c->role == ROLE_SERVER && !c->announced;
+    struct layout *layout = flow == FLOW_SEND || is_first ? get_layout(c->layout) : NULL;
+    read_stream(&move.stream, layout);
+    if (is_first)
+        c->connecting = move.stream;
     if (!c->announced && !announce(c, sk, &start, tgid, now)) {
         count_lost(LOST_RING_FULL);
         if (transfer->begins_request)
@@ -487,10 +493,8 @@ static __always_inline void on_transfer(const void *sk, struct connection *c,
         return;
     }
 
-    struct layout *layout = flow == FLOW_SEND ? get_layout(c->layout) : NULL;
-    read_stream(&move.stream, layout);
     if (layout && layout->snapshots)
-        send_snapshot(scratch, layout, c, tgid, now);
+        send_snapshot(scratch, layout, c, flow, tgid, now);
     describe(&scratch->record, c, &move);
     transfer->base = source->base;
     transfer->segments = source->segments;

@@ -59,7 +59,7 @@ enum stream_state {
 // (`uniq_id`), because addresses are used again.
 struct stream {
     u64 address;
-    u64 task; // that processes it
+    u64 task; // that processes it; STREAM_OTHER: that was running instead
     u32 serial;
     u32 state; // enum stream_state
 };
@@ -97,7 +97,8 @@ struct open_record {
     u16 local_port;  // host byte order
     u16 remote_port; // network byte order
     u32 namespace;   // number of the network namespace, as in /proc/PID/ns/net
-    struct stream connecting; // what was processed when the process called connect
+    // What was processed when the process called connect, or got the first bytes of a client.
+    struct stream connecting;
 };
 
 #define DATA_TURNED 1 // flags of RECORD_DATA: the first bytes since some went the other way
@@ -109,7 +110,7 @@ struct data_record {
     u32 copied; // bytes of the payload, which follows; the record may be longer
     u32 tid;
     u32 reserved;
-    struct stream stream; // what was processed when the process sent the bytes
+    struct stream stream; // what was processed when the process sent the bytes, or got the first
 };
 
 struct close_record {
@@ -124,8 +125,10 @@ struct close_record {
 #define SNAPSHOT_TARGET 64
 #define SNAPSHOT_STREAM 1024
 
-// What a HAProxy thread had in hand while it sent bytes, for the agent to find and
-// verify where things lie.
+// What a HAProxy thread had in hand while it moved bytes or opened a connection, for the
+// agent to find and verify where things lie. The detail is the flow, or this one:
+#define SNAPSHOT_CONNECT 2
+
 struct snapshot_record {
     struct record_header header;
     u64 context_address;         // value of th_ctx

@@ -36,9 +36,16 @@ BPF_ARRAY(layouts, struct layout, LAYOUTS);
 // process; removed here when the process executes another program or ends.
 BPF_HASH(haproxies, u32, u32, 4096);
 
-// Key: thread; value: the stream it is in, SOURCE_PROBE only. Entered and removed by the
+// A call of process_stream.
+struct stream_call {
+    struct stream stream;
+    u64 return_at;      // where on the stack the address to return to stands
+    u64 return_address; // 0: a probe on the return ends the call
+};
+
+// Key: thread; value: the call it is in, SOURCE_PROBE only. Entered and removed by the
 // probes; a thread that dies in between leaves an entry that its successor overwrites.
-BPF_HASH(processing, u32, struct stream, 16384);
+BPF_HASH(processing, u32, struct stream_call, 16384);
 
 // How often the stream at an address was freed, SOURCE_PROBE only: there it takes the
 // place of HAProxy's own numbers. Key: address of the stream, mixed with its process.
@@ -77,11 +84,11 @@ static __always_inline void read_running_task(struct stream *out, const struct l
     }
     if (bpf_probe_read_user(call, 16, (const void *)(task + layout->process)) != 0)
         return;
+    out->task = task;
     if (call[0] != layout->process_stream) {
         out->state = STREAM_OTHER;
         return;
     }
-    out->task = task;
     if (!call[1]) { // while HAProxy frees it, and with it the connection of its client
         out->state = STREAM_ENDING;
         return;
@@ -90,6 +97,33 @@ static __always_inline void read_running_task(struct stream *out, const struct l
         return;
     out->address = call[1];
     out->state = STREAM_KNOWN;
+}
+
+#define NEARBY 0x100000 // bytes of code around an instruction; the scheduler has 3 KB
+
+// The stream of the call that the current thread is in, if it has not left it unnoticed.
+static __always_inline void read_call(struct stream *out)
+{
+    u32 thread = bpf_get_current_pid_tgid();
+    struct stream_call *found = processing.lookup(&thread);
+    u64 returns_to = 0;
+    out->state = STREAM_NONE;
+    if (!found)
+        return;
+    if (found->return_address) {
+        if (bpf_probe_read_user(&returns_to, 8, (const void *)found->return_at) != 0) {
+            out->state = STREAM_UNREADABLE;
+            return;
+        }
+        if (returns_to != found->return_address) {
+            // Another function was called from there since; only what another tool's probe on
+            // the return puts in its place is far away.
+            if (returns_to - found->return_address + NEARBY > 2 * NEARBY)
+                out->state = STREAM_UNREADABLE;
+            return;
+        }
+    }
+    *out = found->stream;
 }
 
 // The stream that the current thread is processing.
@@ -104,30 +138,32 @@ static __always_inline void read_stream(struct stream *out, const struct layout 
     if (layout->source == SOURCE_THREAD) {
         read_running_task(out, layout);
     } else if (layout->source == SOURCE_PROBE) {
-        u32 thread = bpf_get_current_pid_tgid();
-        struct stream *found = processing.lookup(&thread);
-        out->state = STREAM_NONE;
-        if (found)
-            *out = *found;
+        read_call(out);
     }
+}
+
+static __always_inline void begin_call(struct stream_call *call, struct pt_regs *ctx)
+{
+    call->stream.address = PT_REGS_PARM2(ctx);
+    call->stream.task = PT_REGS_PARM1(ctx);
+    call->stream.state = STREAM_KNOWN;
+    u64 key = stream_key(call->stream.address);
+    u32 *freed = generations.lookup(&key);
+    if (freed)
+        call->stream.serial = *freed;
 }
 
 // process_stream(struct task *t, void *context, unsigned int state)
 int on_process_stream(struct pt_regs *ctx)
 {
     u32 thread = bpf_get_current_pid_tgid();
-    struct stream stream = {};
-    stream.address = PT_REGS_PARM2(ctx);
-    stream.task = PT_REGS_PARM1(ctx);
-    stream.state = STREAM_KNOWN;
-    u64 key = stream_key(stream.address);
-    u32 *freed = generations.lookup(&key);
-    if (freed)
-        stream.serial = *freed;
-    processing.update(&thread, &stream);
+    struct stream_call call = {};
+    begin_call(&call, ctx);
+    processing.update(&thread, &call);
     return 0;
 }
 
+// Also where no probe is on the return: at a function that the thread calls afterwards.
 int on_process_stream_return(struct pt_regs *ctx)
 {
     u32 thread = bpf_get_current_pid_tgid();
@@ -135,12 +171,51 @@ int on_process_stream_return(struct pt_regs *ctx)
     return 0;
 }
 
+#define CALL_BYTES 5 // of the x86-64 instruction `call rel32`: 0xe8, and the distance
+#define PROBE_SHIFT 4 // a probe may stand behind `endbr64`
+
+// process_stream where no probe may be on its return (x86-64). HAProxy's scheduler calls it
+// by an instruction that calls nothing else, and all other tasks from the same frame. So
+// the call is over as soon as something else stands where the address to return to was;
+// when the scheduler itself has returned, and the frame is gone, HAProxy polls, and a probe
+// there ends the call.
+int on_process_stream_called(struct pt_regs *ctx)
+{
+    u32 thread = bpf_get_current_pid_tgid();
+    struct stream_call call = {};
+    u8 code[CALL_BYTES] = {};
+    s32 distance = 0;
+    u64 called = 0;
+    begin_call(&call, ctx);
+    call.return_at = PT_REGS_SP(ctx);
+    bpf_probe_read_user(&call.return_address, 8, (const void *)call.return_at);
+    bpf_probe_read_user(code, CALL_BYTES, (const void *)(call.return_address - CALL_BYTES));
+    __builtin_memcpy(&distance, code + 1, 4);
+    called = PT_REGS_IP(ctx) - (call.return_address + distance);
+    if (code[0] != 0xe8 || (called != 0 && called != PROBE_SHIFT)) {
+        // By a pointer, as anything else may be: nobody could tell when it is over.
+        __builtin_memset(&call, 0, sizeof(call));
+        call.stream.state = STREAM_UNREADABLE;
+    }
+    processing.update(&thread, &call);
+    return 0;
+}
+
 // stream_free(struct stream *s)
 int on_stream_free(struct pt_regs *ctx)
 {
-    u64 key = stream_key(PT_REGS_PARM1(ctx));
+    u64 address = PT_REGS_PARM1(ctx);
+    u64 key = stream_key(address);
+    u32 thread = bpf_get_current_pid_tgid();
     u32 first = 1;
     u32 *freed = generations.lookup(&key);
+    struct stream_call *call = processing.lookup(&thread);
+    if (call && call->stream.address == address) {
+        // What comes now is not for its client any more: perhaps for the next on its connection.
+        call->stream.address = 0;
+        call->stream.serial = 0;
+        call->stream.state = STREAM_ENDING;
+    }
     if (freed)
         *freed += 1;
     else
@@ -151,14 +226,14 @@ int on_stream_free(struct pt_regs *ctx)
 // Emit a snapshot of what the current thread is doing; a data record of the same
 // connection and time follows it.
 static __always_inline void send_snapshot(struct scratch *scratch, struct layout *layout,
-                                          const struct connection *c, u32 tgid, u64 now)
+                                          const struct connection *c, u8 detail, u32 tgid, u64 now)
 {
     struct snapshot_record *record = (struct snapshot_record *)scratch->payload;
     u64 context = 0, task = 0, call[2] = {};
 
     layout->snapshots--;
     record->header.kind = RECORD_SNAPSHOT;
-    record->header.detail = FLOW_SEND;
+    record->header.detail = detail;
     record->header.role = c->role;
     record->header.flags = 0;
     record->header.tgid = tgid;

@@ -64,7 +64,7 @@ struct connection {
     struct probe probes[2]; // first bytes, by flow, while PHASE_FRESH
     u64 connect_started_ns;
     u64 established_ns;
-    struct stream connecting; // what was processed at connect
+    struct stream connecting; // what was processed at connect, or at a client's first bytes
 };
 
 // Key: address of struct sock. Removed when the kernel destroys the socket

@@ -29,6 +29,7 @@ from haproxy_demo.world import Program, World, WorldError, wait_until
 
 EXAMPLES = Path(__file__).resolve().parent
 AGENT = EXAMPLES.parent / ".venv" / "bin" / "otel-qtap"
+TRANSACTION_EVENT = "otel_qtap.http.transaction"  # Qtap's events are log records, too
 STANDARD_ENDPOINT = "http://127.0.0.1:4318"
 SIDES = sum(test.sides for test in scene.ACTS)
 """Transactions that HAProxy takes part in, each of them once as a server or a client."""
@@ -159,7 +160,8 @@ class Demo:
         if self.receiver is None:
             return
         heading("Spans, as the collector received them")
-        spans, logs = self.receiver.telemetry()
+        spans, records = self.receiver.telemetry()
+        logs = [record for record in records if record.event_name == TRANSACTION_EVENT]
         tree = SpanTree(spans, self.haproxy.pid)
         print()
         for line in tree.lines():
@@ -169,7 +171,10 @@ class Demo:
         say(f"linked to their request: {len(tree.linked)} of {attempts} backend attempts")
         in_tree = {span.span_id for span in spans}
         correlated = sum(record.span_id in in_tree for record in logs)
-        say(f"{len(logs)} log records received, {correlated} of them carry the id of their span")
+        say(
+            f"{len(logs)} log records of transactions, {correlated} of them carry the id of their"
+            f" span; {len(records) - len(logs)} of Qtap's events"
+        )
         if len(spans) > tree.size():
             say(
                 f"{len(spans) - tree.size()} more spans: {len(tree.health_checks)} health checks,"

@@ -58,6 +58,7 @@ class Agent(Tap):
         self._accept_data = self._pipeline.accept_data
         self._streams = self._pipeline.streams
         self.watch_haproxy(self._streams, self._streams.learn)
+        self._pipeline.assembler.linker.on_violation = self._watch.doubt
         self._failed = counters.counter(
             "otel_qtap.pipeline.failed", "{event}",
             "Events that a defect of the agent kept from being processed",

@@ -98,7 +98,7 @@ class StreamMark(NamedTuple):
     serial: int
     """HAProxy's own number of the stream (``uniq_id``), or how often the address was freed."""
     task: int = 0
-    """Address of the task that processes it; used again, too."""
+    """Address of the task that processes it, or that ran instead; used again, too."""
 
 
 NO_MARK = StreamMark(StreamState.NOT_ASKED, 0, 0)
@@ -135,7 +135,7 @@ class OpenEvent(NamedTuple):
     namespace: int = 0
     """Number of the network namespace, as ``/proc/PID/ns/net`` shows it."""
     connecting: StreamMark = NO_MARK
-    """What HAProxy was working on when it called ``connect``."""
+    """What HAProxy was working on when it called ``connect``, or got a client's first bytes."""
 
 
 class DataEvent(NamedTuple):
@@ -175,9 +175,10 @@ class CloseEvent(NamedTuple):
 
 class SnapshotEvent(NamedTuple):
     """
-    What a HAProxy thread had in hand when it sent bytes, to find out where things lie.
+    What a HAProxy thread had in hand when it moved bytes, to find out where things lie.
 
-    The ``DataEvent`` of the same connection and time follows it.
+    The ``DataEvent`` of the same connection and time follows it. If it ``is_connecting``, the
+    thread opened that connection instead.
     """
 
     connection_id: int
@@ -196,6 +197,7 @@ class SnapshotEvent(NamedTuple):
     """The argument of that task, else 0."""
     stream: bytes
     """The first 1,024 bytes of what ``stream_address`` points to."""
+    is_connecting: bool = False
 
 
 class ProcessEvent(NamedTuple):

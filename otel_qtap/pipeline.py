@@ -153,6 +153,7 @@ class Pipeline:
         )
         self.streams = StreamMarks(self._tracker.consume, counters)
         """Where events of HAProxy wait until the marks they carry are verified."""
+        self.streams.on_distrust = self.assembler.linker.distrust
         self.accept_data = self._tracker.accept_data
         """Take the next ``DataEvent``, unless ``streams.is_needed``."""
 

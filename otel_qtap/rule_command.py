@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from otel_qtap.config import Config, ConfigError, check_file
+from otel_qtap.config import Config, ConfigError, Severity, check_file
 from otel_qtap.plugins import Redactor
 from otel_qtap.plugins.rule_check import (
     Subject,
@@ -64,26 +64,28 @@ def _print(lines: Iterable[str]) -> None:
 
 
 def _told(options: argparse.Namespace) -> Iterator[str]:
-    rule = _config(options.config).rule_compiler().compile(options.expression)
+    config = _config(options.config)
+    rule = config.rule_compiler().compile(options.expression)
+    redactor = Redactor.of(config.redact)
     yield from describe_rule(rule)
     for name in options.against:
         yield ""
         if len(options.against) > 1:
             yield f"{name}:"
-        yield from _tried(rule, Path(name), quiet=options.quiet)
+        yield from _tried(rule, Path(name), redactor, quiet=options.quiet)
 
 
 def _config(file: str) -> Config:
     """Return the file, for its macros and its way to read rules; it may lack its variables."""
     if not file:
         return Config()
-    report = check_file(Path(file))
+    report = check_file(Path(file), unset=Severity.WARNING)
     if report.config is None:
         raise ConfigError(report.problems)
     return report.config
 
 
-def _tried(rule: Rule, path: Path, *, quiet: bool) -> Iterator[str]:
+def _tried(rule: Rule, path: Path, redactor: Redactor, *, quiet: bool) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8", errors="surrogateescape") as lines:
             if lines.read(1) in ("{", "\n", ""):
@@ -93,7 +95,7 @@ def _tried(rule: Rule, path: Path, *, quiet: bool) -> Iterator[str]:
     except OSError as error:
         raise SubjectError(f"cannot read {path}: {error.strerror}") from None
     with closing(Recording(path)) as recording:
-        subjects = transaction_subjects(recorded_transactions(recording), Redactor())
+        subjects = transaction_subjects(recorded_transactions(recording), redactor)
         yield from check_rule(rule, subjects, quiet=quiet)
 
 

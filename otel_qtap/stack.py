@@ -175,7 +175,7 @@ class _PluginMaker:
         self._context = context
         self._compiler = config.rule_compiler()
         self._binder = RuleBinder(context.hostname)
-        self._redactor = Redactor()
+        self._redactor = Redactor.of(config.redact)
 
     def stack(self, stack: StackConfig) -> tuple[_Plugin, ...]:
         """Return the plugins of a stack, in their order."""

@@ -114,6 +114,7 @@ class Tap:
         self._streams = streams
         self._watch = HaproxyWatch(self.receiver, find, self.counters, mode=self.config.tap.link)
         streams.on_verdict = self._watch.decide
+        streams.on_doubt = self._watch.doubt
         self.names.start()
         self._watch.find()
 
@@ -176,6 +177,7 @@ class Tap:
             if now_s >= next_tick_s:
                 next_tick_s = now_s + _TICK_S
                 self.tick()
+                self._watch.look_after_probes()
                 if now_s >= next_housekeeping_s:
                     next_housekeeping_s = now_s + _HOUSEKEEPING_S
                     self.housekeep(now_s)

@@ -306,7 +306,7 @@ def _encode_process(event: ProcessEvent) -> bytes:
 
 def _encode_snapshot(event: SnapshotEvent) -> bytes:
     return b"".join((
-        _header(5, event, detail=Flow.SEND, role=event.role),
+        _header(5, event, detail=2 if event.is_connecting else Flow.SEND, role=event.role),
         pack("<17Q", event.context_address, *event.context),
         *event.targets,
         pack("<QQ", event.task, event.stream_address),

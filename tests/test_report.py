@@ -342,6 +342,27 @@ def test_the_table_is_readable(filled) -> None:
     ]
 
 
+def test_large_numbers_and_long_names_stay_readable(filled) -> None:
+    """A day of traffic on a name that no screen has room for."""
+    snapshot = filled.snapshot()
+    row, *others = snapshot.backend.rows
+    large = row.model_copy(update={"name": "x" * 200 + ":8001", "requests": 1_234_567})
+    text = render_report(
+        snapshot.model_copy(
+            update={
+                "until_ns": snapshot.since_ns + 90_061 * 1000 * MS,
+                "backend": snapshot.backend.model_copy(update={"rows": (large, *others)}),
+            }
+        ),
+        "backend",
+    )
+    title, heading, first, *_ = text.splitlines()
+    assert title.endswith("UTC (1 d 1 h)")
+    assert "1,234,567" in first
+    assert first.lstrip().startswith("…xxx")
+    assert len(first) == len(heading) < 130
+
+
 def test_columns_appear_when_there_is_something_in_them(filled, make_transaction) -> None:
     """Retries, aborted requests, health checks and overhead are not always there."""
     filled.consume(make_transaction(direction=EGRESS, is_health_check=True, status=500))

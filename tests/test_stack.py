@@ -349,3 +349,20 @@ def test_a_file_without_a_stack_captures_nothing(start, make_transaction) -> Non
     config = config_of("version: 2\nservices: {object_stores: [{type: stdout}]}\ntap: {}\n")
 
     assert start(config).take(make_transaction()).lines() == []
+
+
+def test_redact_of_the_file_holds_in_every_plugin(start, make_transaction) -> None:
+    """What it names is a secret to all that keeps or prints transactions."""
+    plugins = """\
+- {type: http_capture, config: {level: headers, format: json}}
+- {type: access_logs, config: {mode: details, format: json}}
+- {type: report_usage}
+"""
+    run = start(stack_config(plugins, more="redact: {headers: [x-tenant], query: [voucher]}"))
+    run.take(
+        make_transaction(target="/a?voucher=s3cret", request_headers=(("X-Tenant", "s3cret"),))
+    )
+
+    lines = run.lines()
+    assert len(lines) >= 3
+    assert all("REDACTED" in line and "s3cret" not in line for line in lines)

@@ -75,8 +75,8 @@ def test_warnings_count_if_told(capfd, write_config, strict, status, verdict) ->
     assert lines[-1] == f"{path}: {verdict}, 1 warning"
 
 
-def test_a_variable_need_not_be_set_here(capfd, write_config, monkeypatch) -> None:
-    """The agent may run elsewhere; its start will insist."""
+def test_a_variable_that_is_not_set(capfd, write_config, monkeypatch) -> None:
+    """An error as at the start, unless the file is said to be for another host."""
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     keys = "{type: env, value: NO_SUCH_KEY}"
     store = f"{{type: s3, bucket: b, access_key: {keys}, secret_key: {keys}}}"
@@ -84,6 +84,12 @@ def test_a_variable_need_not_be_set_here(capfd, write_config, monkeypatch) -> No
     path.write_text(path.read_text().replace("[{type: stdout}]", f"[{store}]"))
 
     status, lines = validate(capfd, str(path))
+    assert status == 1
+    assert [line.partition(": ")[2] for line in lines] == [
+        f"services.object_stores.0.{key}.value: environment variable 'NO_SUCH_KEY' is not set"
+        for key in ("access_key", "secret_key")
+    ] + ["not valid, 2 errors"]
+    status, lines = validate(capfd, "--other-host", str(path))
     assert status == 0
     assert "the agent will not start without it" in lines[0]
     assert cli.main([f"--config={path}", "--status-listen=off"]) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,9 +14,17 @@ from botocore.exceptions import BotoCoreError, ClientError
 from haproxy_demo.receiver import free_port
 from haproxy_demo.world import Program, WorldError
 
-__all__ = ["S3Server"]
+__all__ = ["S3Server", "remove_sockets"]
 
 ACCESS_KEY, SECRET_KEY = "check-access-key", "check-secret-key-0123456789"
+SOCKETS = Path("/tmp")  # noqa: S108 - where SeaweedFS has them, whatever it is told
+
+
+def remove_sockets(ports: Iterable[int]) -> None:
+    """Remove the sockets that a server on ``ports`` leaves behind when it is killed."""
+    for port in ports:
+        for left in SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
+            left.unlink(missing_ok=True)
 
 
 class S3Server:
@@ -32,11 +41,11 @@ class S3Server:
         identity = {"name": "check", "credentials": [user], "actions": ["Admin", "Read", "Write"]}
         identities = directory / "identities.json"
         identities.write_text(json.dumps({"identities": [identity]}))
-        port = free_port()
-        self.endpoint = f"127.0.0.1:{port}"
-        flags = [f"-s3.port={port}", f"-s3.port.grpc={free_port()}"]
-        for name in ("master", "volume", "filer"):
-            flags += [f"-{name}.port={free_port()}", f"-{name}.port.grpc={free_port()}"]
+        services = ("s3", "master", "volume", "filer")
+        options = [f"{name}.port{kind}" for name in services for kind in ("", ".grpc")]
+        self._ports = {option: free_port() for option in options}
+        self.endpoint = f"127.0.0.1:{self._ports['s3.port']}"
+        flags = [f"-{option}={port}" for option, port in self._ports.items()]
         self.program = Program(
             "weed",
             [
@@ -45,7 +54,11 @@ class S3Server:
                 *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64"),
             ],
             directory,
-            {"HOME": str(directory), "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
+            {
+                "HOME": str(directory),
+                "TMPDIR": str(directory),  # for its log
+                "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",
+            },
         )
         self._client = boto3.session.Session(ACCESS_KEY, SECRET_KEY).client(
             "s3",
@@ -85,3 +98,4 @@ class S3Server:
         """End it at once: its own shutdown waits for ten seconds."""
         self._client.close()
         self.program.stop(0)
+        remove_sockets(self._ports.values())

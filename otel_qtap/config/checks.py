@@ -50,6 +50,9 @@ def findings_about(
     yield from _repeated(config)
     yield from _unknown_groups(config)
     yield from _variables(config, unset)
+    if config.redact.hash_key is not None:
+        path = ("redact", "hash_key")
+        yield from _variable(config.redact.hash_key, path, unset, may_be_empty=False)
     if is_whole:  # what is missing from a part says nothing
         yield from _selectors(config)
         yield from _ineffective(config)

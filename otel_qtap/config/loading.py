@@ -86,15 +86,15 @@ def load_config(path: Path | None) -> LoadedConfig:
     """
     if path is None:
         resource = importlib.resources.files("otel_qtap.config").joinpath("default.yaml")
-        report = check(resource.read_bytes(), DEFAULT_SOURCE, unset=Severity.ERROR)
+        report = check(resource.read_bytes(), DEFAULT_SOURCE)
     else:
-        report = check_file(path, unset=Severity.ERROR)
+        report = check_file(path)
     if report.config is None:
         raise ConfigError(report.problems)
     return LoadedConfig(report.config, report.problems, report.source, path)
 
 
-def check_file(path: Path, *, unset: Severity = Severity.WARNING) -> Report:
+def check_file(path: Path, *, unset: Severity = Severity.ERROR) -> Report:
     """Return the report on the file at ``path``, see ``check``."""
     source = str(path)
     try:
@@ -107,13 +107,13 @@ def check_file(path: Path, *, unset: Severity = Severity.WARNING) -> Report:
     return check(data, source, unset=unset)
 
 
-def check(data: bytes, source: str, *, unset: Severity = Severity.WARNING) -> Report:
+def check(data: bytes, source: str, *, unset: Severity = Severity.ERROR) -> Report:
     """
     Return the report on the content of a file.
 
     ``source`` is what messages call it. ``unset`` is how much an environment variable
-    that is not set matters: the agent cannot start without it, but where a file is only
-    looked at, it need not be there.
+    that is not set matters: the agent cannot start without it, but where a file is looked
+    at on another machine than that of the agent, it need not be there.
     """
     try:
         document = Document.of(decode(data))

@@ -172,11 +172,11 @@ class RedactConfig(Section):
     """What to take out of transactions, beyond what always is."""
 
     headers: tuple[str, ...] = ()
-    """Names of further header fields whose values are secret."""
+    """Names of further header fields whose values are secret, in any case of letters."""
     query: tuple[str, ...] = ()
     """Further keys of queries whose values are secret."""
     hash_key: ValueSource | None = None
-    """With a key, equal secrets become equal hashes in place of ``REDACTED``."""
+    """With a key, equal secrets become equal hashes: ``REDACTED-`` and 16 hex digits."""
 
 
 class Config(Section):
@@ -199,7 +199,7 @@ class Config(Section):
         Inactive(f"the egress controller is {NOT_PROVIDED}, which only observes"),
     ] = None
     """Qtap's egress controller."""
-    redact: Annotated[RedactConfig, Inactive()] = RedactConfig()
+    redact: RedactConfig = RedactConfig()
     """An extension: what to take out of transactions, beyond what always is."""
 
     def http_stack(self) -> StackConfig | None:

@@ -10,7 +10,8 @@ version number: each of the offsets must explain every snapshot.
                        ``process_stream``
     the argument       points to something that holds the address of the task (stream->task)
     serial             never falls at one address, names one stream only, and rises with
-                       every answer on a client's connection
+                       every answer on a client's connection and, where HAProxy passes bytes
+                       through (mode tcp), with every client whose first bytes it gets
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import struct
 from collections import Counter
 from enum import Enum
 
-from otel_qtap.events import DataEvent, Role, SnapshotEvent
+from otel_qtap.events import DataEvent, Flow, Role, SnapshotEvent
 from otel_qtap.haproxy.layout import Layout, Offsets
 
 __all__ = ["Calibration", "Verdict"]
@@ -55,6 +56,7 @@ class Calibration:
         self._explained: Counter[tuple[int, int]] = Counter()
         """How often each place would have explained that a client was being answered."""
         self._hits = 0
+        self._checks = 0
         self._owners: set[int] | None = None
         """Offsets in the stream at which the task stood each time."""
         self._serials = _SerialSearch()
@@ -69,6 +71,11 @@ class Calibration:
             and self._hits > 0
             and self.offsets.serial in self._serials.candidates
         )
+
+    @property
+    def knows_tasks(self) -> bool:
+        """Whether the running task is where it is looked for, also if no stream was seen yet."""
+        return self.is_plausible or (self._checks > 0 and not self.reason and not self._is_changed)
 
     @property
     def verdict(self) -> Verdict:
@@ -88,6 +95,17 @@ class Calibration:
         return Verdict.OPEN
 
     @property
+    def contradiction(self) -> str:
+        """What speaks against the offsets in force, however little was seen; or nothing."""
+        if self.reason:
+            return self.reason
+        if self._is_changed:
+            return "the running task is elsewhere"
+        if self.offsets.serial not in self._serials.candidates:
+            return "the number of a stream is elsewhere"
+        return ""
+
+    @property
     def found(self) -> Offsets:
         """The offsets that explain the snapshots."""
         candidates = self._serials.candidates
@@ -97,19 +115,41 @@ class Calibration:
 
     def observe(self, snapshot: SnapshotEvent, data: DataEvent) -> None:
         """Take a snapshot and the bytes that the thread was sending meanwhile."""
-        if self.reason or self._is_changed:
+        if not self._is_readable(snapshot):
             return
-        layout = self._layout
-        if not 0 <= snapshot.context_address - layout.contexts < layout.contexts_size:
-            self.reason = "the thread's context is not where its thread-local storage says"
-            return
-        hits = _places_of(layout.process_stream, snapshot)
+        hits = _places_of(self._layout.process_stream, snapshot)
         is_answer = snapshot.role is Role.SERVER and _begins_answer(data)
         if hits and is_answer:
             self._weigh(hits)
         if (self.offsets.current, self.offsets.process) in hits and not self._is_changed:
             self._hits += 1
-            self._look_at_stream(snapshot, is_answer=is_answer)
+            is_new = is_answer or data.flow is Flow.RECEIVE
+            self._look_at_stream(snapshot, is_new=is_new)
+
+    def observe_connect(self, snapshot: SnapshotEvent) -> None:
+        """
+        Take a snapshot of a thread that opens a connection: for a stream, or to check a server.
+
+        A stream may open several, so this tells nothing new of its number.
+        """
+        if not self._is_readable(snapshot):
+            return
+        ours = (self.offsets.current, self.offsets.process)
+        if self._layout.process_check:
+            self._checks += ours in _places_of(self._layout.process_check, snapshot)
+        if ours in _places_of(self._layout.process_stream, snapshot):
+            self._hits += 1
+            self._look_at_stream(snapshot, is_new=False)
+
+    def _is_readable(self, snapshot: SnapshotEvent) -> bool:
+        """Whether a snapshot can tell anything, and is still wanted."""
+        if self.reason or self._is_changed or self._hits > 2 * _TOO_MANY:
+            return False
+        layout = self._layout
+        if not 0 <= snapshot.context_address - layout.contexts < layout.contexts_size:
+            self.reason = "the thread's context is not where its thread-local storage says"
+            return False
+        return True
 
     def _weigh(self, hits: set[tuple[int, int]]) -> None:
         """
@@ -131,7 +171,7 @@ class Calibration:
             self.offsets = Offsets(*places[0], self.offsets.serial)
             self._is_changed = True
 
-    def _look_at_stream(self, snapshot: SnapshotEvent, *, is_answer: bool) -> None:
+    def _look_at_stream(self, snapshot: SnapshotEvent, *, is_new: bool) -> None:
         if not snapshot.task or not snapshot.stream_address:
             return  # taken before the offsets came into force
         words = struct.iter_unpack("<Q", snapshot.stream)
@@ -141,7 +181,7 @@ class Calibration:
             self.reason = "the argument of process_stream does not point back to its task"
             return
         self._owners = owners
-        self._serials.observe(snapshot, is_answer=is_answer)
+        self._serials.observe(snapshot, is_new=is_new)
         if not self._serials.candidates:
             self.reason = "no field of a stream behaves like its number"
 
@@ -154,30 +194,30 @@ class _SerialSearch:
         self._owner: dict[tuple[int, int, int], int] = {}
         """Address of the stream, by offset, process and value: processes count on their own."""
         self._newest: dict[tuple[int, int, int], int] = {}
-        self._answered: dict[tuple[int, int, str, int], int] = {}
-        self._answers = 0
+        self._last: dict[tuple[int, int, str, int], int] = {}
+        self._seen = 0
 
     @property
     def is_tried(self) -> bool:
-        """Whether there were two requests at least for the number to tell apart."""
-        return self._answers > 1
+        """Whether there were two streams at least for the number to tell apart."""
+        return self._seen > 1
 
-    def observe(self, snapshot: SnapshotEvent, *, is_answer: bool) -> None:
-        """Take the start of a stream; ``is_answer``: it begins to answer its request."""
+    def observe(self, snapshot: SnapshotEvent, *, is_new: bool) -> None:
+        """Take the start of a stream; ``is_new``: what it does now, each stream does once."""
         values = _SERIALS.unpack_from(snapshot.stream)
         process, address = snapshot.process_id, snapshot.stream_address
         connection = snapshot.connection_id
-        self._answers += is_answer
+        self._seen += is_new
         for offset in tuple(self.candidates):
             value = values[offset // 4]
             is_possible = self._owner.setdefault((offset, process, value), address) == address
             is_possible &= value >= self._newest.get((offset, process, address), 0)
             self._newest[offset, process, address] = value
-            if is_answer:  # a stream answers one request, so this is a newer one
+            if is_new:
                 at, on = (offset, process, "at", address), (offset, process, "on", connection)
                 for key in (at, on):
-                    is_possible &= value > self._answered.get(key, -1)
-                    self._answered[key] = value
+                    is_possible &= value > self._last.get(key, -1)
+                    self._last[key] = value
             if not is_possible:
                 self.candidates.discard(offset)
 

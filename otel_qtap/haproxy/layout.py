@@ -45,6 +45,8 @@ class Layout:
     """From 1; names the layout in the kernel."""
     process_stream: int
     """Address of the function."""
+    process_check: int = 0
+    """Address of ``process_chk``, the function of health checks; 0 where it is not exported."""
     thread_context: int
     """Offset of the thread-local ``th_ctx`` from the thread pointer; negative on x86-64."""
     contexts: int

@@ -13,7 +13,14 @@ from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
 from otel_qtap.counters import CounterSet
-from otel_qtap.haproxy.log_match import Entry, ServedRequest, WrittenLine, entries_for, line_for
+from otel_qtap.haproxy.log_match import (
+    Entry,
+    ServedRequest,
+    WrittenLine,
+    entries_for,
+    is_copy,
+    line_for,
+)
 from otel_qtap.protocol.haproxy_log import AccessLogLine, parse_line, split_lines
 
 __all__ = ["LogJoiner"]
@@ -62,8 +69,15 @@ class _Client(Generic[T]):
     __slots__ = ("entries", "lines")
 
     def __init__(self) -> None:
-        self.entries: deque[Entry[T]] = deque()  # by the time they were accepted
+        self.entries: deque[Entry[T]] = deque()  # by the time at which the answers began
         self.lines: list[WrittenLine] = []  # those that wait, by the time they were written
+
+    def add(self, entry: Entry[T]) -> None:
+        """Put a transaction where it belongs, nearly always at the end."""
+        at = len(self.entries)
+        while at and self.entries[at - 1].order_ns > entry.order_ns:
+            at -= 1
+        self.entries.insert(at, entry)
 
 
 class LogJoiner(Generic[T]):
@@ -163,7 +177,7 @@ class LogJoiner(Generic[T]):
             return
         entry = Entry(request, transaction, self._now_ns)
         client = self._client(entry.key)
-        client.entries.append(entry)
+        client.add(entry)
         self._entries.append(entry)
         written = line_for(client.lines, entry) if client.lines else None
         if written is not None:
@@ -173,6 +187,8 @@ class LogJoiner(Generic[T]):
             self._let_go(entry, transaction)
         else:
             self._held.append(entry)
+        if client.lines:
+            self._drop_copies(client)
         if len(self._entries) > self._capacity:
             self._forget(self._entries.popleft())
 
@@ -204,10 +220,12 @@ class LogJoiner(Generic[T]):
     def _take(self, written: WrittenLine) -> None:
         client = self._clients.get(written.key)
         fitting = entries_for(client.entries, written) if client is not None else []
-        if len(fitting) > 1:
-            self._line_counts["ambiguous"].value += 1
-        elif not fitting:
+        if client is None or not fitting:
             self._wait(written)
+        elif len(fitting) > 1:
+            self._line_counts["ambiguous"].value += 1
+        elif fitting[0].said and not is_copy(client.entries, written):
+            self._wait(written)  # perhaps it is about an equal request that is still to come
         elif fitting[0].said:
             self._line_counts["duplicate"].value += 1
         elif fitting[0].transaction is not None:
@@ -229,9 +247,12 @@ class LogJoiner(Generic[T]):
         if not written.is_waiting:
             return
         client = self._clients[written.key]
-        if not written.line.has_request:
+        fitting = entries_for(client.entries, written)
+        if any(entry.said for entry in fitting):
+            result = "duplicate"
+        elif not written.line.has_request:
             result = "no_request"
-        elif entries_for(client.entries, written):
+        elif fitting:
             result = "ambiguous"
         elif written.start_ns <= self._passed_by.get(written.key[0], 0):
             result = "late"
@@ -240,6 +261,12 @@ class LogJoiner(Generic[T]):
         self._line_counts[result].value += 1
         self._end_wait(client, written)
         self._remove_if_empty(written.key, client)
+
+    def _drop_copies(self, client: _Client[T]) -> None:
+        for written in client.lines.copy():
+            if is_copy(client.entries, written):
+                self._line_counts["duplicate"].value += 1
+                self._end_wait(client, written)
 
     @staticmethod
     def _end_wait(client: _Client[T], written: WrittenLine) -> None:
@@ -295,10 +322,10 @@ class LogJoiner(Generic[T]):
         self._next.consume(transaction)
 
     def _forget(self, entry: Entry[T]) -> None:
-        """Take away the oldest entry of all, which is also the oldest of its client."""
+        """Take away the oldest entry of all."""
         self._give_up(entry)
         client = self._clients[entry.key]
-        client.entries.popleft()
+        client.entries.remove(entry)  # nearly always the first
         self._remove_if_empty(entry.key, client)
 
     def _client(self, key: tuple[int, str, int]) -> _Client[T]:

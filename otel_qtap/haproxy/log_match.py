@@ -5,7 +5,9 @@ They belong together when the process, the client's address and port, the reques
 the status are the same, and the times fit. Over HTTP/1 the order on the client's
 connection settles the rest without any tolerance: HAProxy writes the line of a request
 after its response began and before the next response of that connection begins, and both
-moments are the kernel's. So a loss of either kind cannot shift the others.
+moments are the kernel's. A transaction may come much later than its line, even after the
+next one of its connection: it has waited for its link. That a line is a copy of another is
+only certain, therefore, once the request after that one is known.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from otel_qtap.protocol.haproxy_log import AccessLogLine, LogFormat
 
-__all__ = ["Entry", "ServedRequest", "WrittenLine", "entries_for", "line_for"]
+__all__ = ["Entry", "ServedRequest", "WrittenLine", "entries_for", "is_copy", "line_for"]
 
 T = TypeVar("T")
 
@@ -24,6 +26,7 @@ _MS = 1_000_000
 # to wait for a processor: 27 ms were seen. Without an order the start alone decides.
 _TOLERANCE_NS = 500 * _MS
 _TOLERANCE_WITHOUT_ORDER_NS = 100 * _MS
+_AHEAD_NS = 2 * _MS  # but it is never ahead, except for what the agent's is off by (agent.py)
 _ZONE_STEP_MS = 15 * 60 * 1000  # every time zone is a multiple of a quarter of an hour off
 
 
@@ -50,11 +53,14 @@ class ServedRequest(NamedTuple):
 class Entry(Generic[T]):
     """A transaction that was given to the joiner, and what became of it."""
 
-    __slots__ = ("accepted_ns", "is_missing", "key", "request", "said", "target", "transaction")
+    __slots__ = (
+        "accepted_ns", "is_missing", "key", "order_ns", "request", "said", "target", "transaction",
+    )  # fmt: skip
 
     def __init__(self, request: ServedRequest, transaction: T, accepted_ns: int) -> None:
         self.request = request
         self.key = (request.process_id, *request.client)
+        self.order_ns = request.response_start_ns or request.end_ns
         self.target = _origin_form(request.target)
         self.transaction: T | None = transaction  # None once it went on
         self.said = 0
@@ -87,31 +93,59 @@ class WrittenLine:
 
 
 def entries_for(entries: deque[Entry[T]], written: WrittenLine) -> list[Entry[T]]:
-    """Return the transaction that a line is about; several where that is not decided."""
+    """
+    Return the transaction that a line is about, or whose line says exactly the same.
+
+    Several where that is not decided. ``entries`` are in the order of ``order_ns``.
+    """
     fitting: list[Entry[T]] = []
+    answered: list[tuple[str, int]] = []  # listeners: the same client may use two at once
     earliest_ns = written.start_ns - _TOLERANCE_NS
     for entry in reversed(entries):
-        if entry.request.end_ns < earliest_ns:
+        if entry.order_ns < earliest_ns:
             break  # as all before it
-        if not _fits(entry, written):
-            continue
+        request = entry.request
         if written.is_ordered:
             # The latest response before the line is the one it is about.
-            if entry.said in (0, written.says):
+            if request.listener in answered:
+                continue
+            fits = _fits(entry, written)
+            if fits and entry.said in (0, written.says):
                 fitting.append(entry)
-            break
-        if not entry.said:
-            fitting.append(entry)
-        elif entry.said == written.says:
-            return [entry]
+            if fits or 0 < request.response_start_ns <= written.written_ns:
+                answered.append(request.listener)
+        elif _fits(entry, written):
+            if not entry.said:
+                fitting.append(entry)
+            elif entry.said == written.says:
+                return [entry]
     return fitting
+
+
+def is_copy(entries: deque[Entry[T]], written: WrittenLine) -> bool:
+    """Whether it is certain that the request of a line has another one that says the same."""
+    fitting = entries_for(entries, written)
+    if len(fitting) != 1 or fitting[0].said != written.says:
+        return False
+    if not written.is_ordered:
+        return True
+    listener, index = fitting[0].request.listener, fitting[0].request.request_index
+    for entry in reversed(entries):
+        if entry is fitting[0]:
+            break
+        if entry.request.listener == listener and entry.request.request_index == index + 1:
+            return True
+    return False
 
 
 def line_for(lines: list[WrittenLine], entry: Entry[T]) -> WrittenLine | None:
     """Return the line about a transaction among those that came before it, oldest first."""
     fitting = [written for written in lines if _fits(entry, written)]
-    if fitting and (len(fitting) == 1 or fitting[0].is_ordered):
-        return fitting[0]
+    if not fitting:
+        return None
+    first = fitting[0]
+    if first.is_ordered or all(written.says == first.says for written in fitting):
+        return first
     return None
 
 
@@ -129,7 +163,7 @@ def _fits(entry: Entry[T], written: WrittenLine) -> bool:
     if not written.is_ordered:
         return begin_ns <= start_ns <= request.request_start_ns + tolerance_ns
     # Pipelined requests start, for HAProxy, when the response before them has gone.
-    last_ns = (request.response_start_ns or request.end_ns) + tolerance_ns
+    last_ns = entry.order_ns + _AHEAD_NS
     return request.response_start_ns <= written.written_ns and begin_ns <= start_ns <= last_ns
 
 

@@ -21,8 +21,16 @@ from otel_qtap.events import (
 )
 from otel_qtap.haproxy.layout import Layout, Offsets, StreamSource
 
-__all__ = ["Marked", "mark_of", "marked_ns", "put_right", "seen_with", "tells_apart",
-           "without_mark"]  # fmt: skip
+__all__ = [
+    "Marked",
+    "is_outside_streams",
+    "mark_of",
+    "marked_ns",
+    "put_right",
+    "seen_with",
+    "tells_apart",
+    "without_mark",
+]
 
 Marked: TypeAlias = DataEvent | OpenEvent | CloseEvent
 """Events that carry a mark."""
@@ -35,6 +43,12 @@ def marked_ns(event: Marked) -> int:
     if isinstance(event, OpenEvent):
         return event.connect_started_ns or event.timestamp_ns
     return event.timestamp_ns
+
+
+def is_outside_streams(event: Marked) -> bool:
+    """Whether the mark says that HAProxy was working on something else than a stream."""
+    mark = event.connecting if isinstance(event, OpenEvent) else event.stream
+    return mark.state in (StreamState.NONE, StreamState.OTHER)
 
 
 def without_mark(event: Marked) -> Marked:
@@ -74,7 +88,7 @@ def mark_of(snapshot: SnapshotEvent, layout: Layout) -> StreamMark:
         return StreamMark(StreamState.NONE, 0, 0)
     function, argument = struct.unpack_from("<QQ", snapshot.targets[current // 8], process)
     if function != layout.process_stream:
-        return StreamMark(StreamState.OTHER, 0, 0)
+        return StreamMark(StreamState.OTHER, 0, 0, task)
     if not argument:
         return StreamMark(StreamState.ENDING, 0, 0, task)
     if snapshot.stream_address != argument:

@@ -5,6 +5,9 @@ The marks that the kernel side stamps on events are worth what the offsets behin
 worth. While these are being verified, the events of the process wait here in their order;
 with the verdict they go on, with their marks as they are, put right, or taken away. So the
 first request counts like any other, and a wrong guess can never become a wrong link.
+
+Later, a few snapshots come every minute. What they show is compared with what was verified;
+once it disagrees, no mark goes on any more until ``watch.py`` has had it verified anew.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from otel_qtap.haproxy.calibration import Calibration, Verdict
 from otel_qtap.haproxy.layout import Layout, StreamSource
 from otel_qtap.haproxy.marks import (
     Marked,
+    is_outside_streams,
     marked_ns,
     put_right,
     seen_with,
@@ -41,6 +45,7 @@ from otel_qtap.haproxy.marks import (
 __all__ = ["StreamMarks"]
 
 _WAIT_NS = 1_000_000_000  # for a verdict; then what is plausible is taken for true
+_COMPARISON_NS = 30_000_000_000  # snapshots of one minute's look come within that
 _NEVER_NS = 1 << 63
 _WAITING_EVENTS = 20_000
 _CONNECTIONS = 65_536
@@ -49,13 +54,17 @@ _CONNECTIONS = 65_536
 class _Image:
     """A layout with the processes that have it, and what is known about it."""
 
-    __slots__ = ("calibration", "has_marks", "hold_since_ns", "is_settled", "is_trusted",
-                 "is_verified", "layout", "replaced", "since_ns", "snapshot",
-                 "was_held")  # fmt: skip
+    __slots__ = ("calibration", "compared_ns", "comparison", "has_marks", "hold_since_ns",
+                 "is_settled", "is_trusted", "is_verified", "layout", "replaced", "since_ns",
+                 "snapshot", "was_held")  # fmt: skip
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.calibration = Calibration(layout)
+        self.comparison = self.calibration
+        """Of what is verified with what is seen now."""
+        self.compared_ns = -_COMPARISON_NS
+        """When that has begun."""
         self.is_verified = layout.source is not StreamSource.THREAD
         self.is_trusted = self.is_verified
         self.has_marks = True
@@ -73,8 +82,8 @@ class _Image:
 
     @property
     def is_over(self) -> bool:
-        """Whether its marks need no look any more."""
-        return self.is_verified and self.is_settled and self.has_marks
+        """Whether its marks need no look, but for one that a snapshot has come for."""
+        return self.is_verified and self.is_settled and self.has_marks and self.snapshot is None
 
     def wants_hold(self, event: Marked) -> bool:
         """
@@ -102,7 +111,11 @@ class _Waiting:
     def proceed(self) -> Marked:
         """Return the event as it may go on: with its mark if that is true."""
         image = self.image
-        if image is None or (image.has_marks and image.is_trusted):
+        if image is None:
+            return self.event
+        if image.has_marks and (
+            image.is_trusted or (image.calibration.knows_tasks and is_outside_streams(self.event))
+        ):
             return self.event
         return without_mark(self.event)
 
@@ -129,6 +142,10 @@ class StreamMarks:
         """``on_verdict`` gets the layout to use from now on, the verdict and its reason."""
         self._accept = accept
         self.on_verdict = on_verdict
+        self.on_doubt: Callable[[int, str, int, str], None] = lambda *_: None
+        """Told of a snapshot that contradicts: process, check, time and what is wrong."""
+        self.on_distrust: Callable[[int, int], None] = lambda *_: None
+        """Told that the marks of a process up to a time are worth nothing."""
         self.is_needed = False
         """Whether data has to pass through here; else the caller may save it the way."""
         self._images: dict[int, _Image] = {}
@@ -156,10 +173,7 @@ class StreamMarks:
             replaced = image
             image = self._images[layout.number] = _Image(layout)
             if replaced is not None:
-                replaced.hold_since_ns = 0  # nothing more will be known about its marks
-                for connection_id, owner in self._by_connection.items():
-                    if owner is replaced:
-                        self._by_connection[connection_id] = image
+                self._replace(replaced, image)
         self._by_process[process_id] = image
         self._drain()
 
@@ -175,8 +189,12 @@ class StreamMarks:
             self._follow(event, image)
             self._accept(event)
         elif isinstance(event, SnapshotEvent):
-            if image is not None:
+            if image is not None and event.is_connecting:
+                if not image.is_verified:
+                    image.calibration.observe_connect(event)
+            elif image is not None:
                 image.snapshot = event
+                self.is_needed = True  # what follows must pass through here
         else:
             self._take(event, image)
 
@@ -192,6 +210,17 @@ class StreamMarks:
         for image in list(self._images.values()):
             self._settle_late(image)
         self._drain()
+
+    def _replace(self, old: _Image, new: _Image) -> None:
+        """Go on with another layout under the same number."""
+        old.hold_since_ns = 0  # nothing more will be known about its marks
+        for connection_id, owner in self._by_connection.items():
+            if owner is old:
+                self._by_connection[connection_id] = new
+        for process_id, image in self._by_process.items():
+            if image is old:
+                self._by_process[process_id] = new
+                self.on_distrust(process_id, new.since_ns)
 
     def _follow(self, event: ProcessEvent, image: _Image | None) -> None:
         if event.step is ProcessStep.FORKED:
@@ -248,6 +277,8 @@ class StreamMarks:
             if not image.is_verified:
                 image.calibration.observe(snapshot, event)
                 self._judge(image, waiting)
+            elif image.is_settled and image.has_marks:
+                self._compare(image, snapshot, event)
         else:
             self._check_age(waiting, image)
 
@@ -264,6 +295,19 @@ class StreamMarks:
             waiting.put_right()
         elif not image.is_settled and event.timestamp_ns - image.since_ns > _WAIT_NS:
             image.is_settled = True
+
+    def _compare(self, image: _Image, snapshot: SnapshotEvent, event: DataEvent) -> None:
+        """See whether what was verified still explains what a thread does."""
+        if image.layout.source is not StreamSource.THREAD:
+            return
+        if snapshot.timestamp_ns - image.compared_ns > _COMPARISON_NS:
+            image.comparison, image.compared_ns = Calibration(image.layout), snapshot.timestamp_ns
+        image.comparison.observe(snapshot, event)
+        why = image.comparison.contradiction
+        if why:
+            image.has_marks = False
+            self.on_doubt(event.process_id, "snapshot", event.timestamp_ns, why)
+        self._drain()  # nothing more needs to pass through here, if it is right
 
     def _judge(self, image: _Image, newest: _Waiting) -> None:
         """Act on the verdict, if there is one."""

@@ -7,25 +7,29 @@ look, hears the verdicts of ``streams.py`` and takes the next way when one fails
     fast     read from the thread's own context, no probe (``SOURCE_THREAD``)
     probe    probes on ``process_stream`` and ``stream_free`` (``SOURCE_PROBE``)
     passive  no streams: only what the traffic itself shows
+
+What was verified may turn out wrong all the same: a snapshot taken now and then disagrees
+(``streams.py``), or the linker finds marks that contradict each other. See ``doubts.py``.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from otel_qtap.config.model import LinkMode
-from otel_qtap.counters import CounterSet
+from otel_qtap.counters import Counter, CounterSet
 from otel_qtap.events import ProcessEvent, ProcessStep
 from otel_qtap.haproxy.binary import BinaryError, HaproxyBinary, load_bias, read_binary
 from otel_qtap.haproxy.calibration import Verdict
+from otel_qtap.haproxy.doubts import Doubt, Doubts
 from otel_qtap.haproxy.layout import Layout, StreamSource
+from otel_qtap.haproxy.probes import ProbeReceiver, Probes
 
 __all__ = ["HaproxyWatch", "StreamReceiver"]
 
@@ -33,11 +37,13 @@ log = logging.getLogger(__name__)
 
 _LAYOUT_NUMBERS = 512
 _SNAPSHOTS = 256
-_CHECK_SNAPSHOTS = 4
+_CHECK_SNAPSHOTS = 96  # half as much again as a comparison needs
 _CHECK_EVERY_S = 60.0
+_ATTACH_S = 60.0
+_CHECKS = ("snapshot", "thread", "eligible", "answered", "two_clients")
 
 
-class StreamReceiver(Protocol):
+class StreamReceiver(ProbeReceiver, Protocol):
     """What the kernel side offers; ``KernelReceiver``."""
 
     def write_layout(self, layout: Layout, snapshots: int = 0) -> None:
@@ -45,9 +51,6 @@ class StreamReceiver(Protocol):
 
     def assign_layout(self, process_id: int, number: int) -> bool:
         """Say which layout a process has."""
-
-    def attach_probes(self, executable: Path, process_stream: int, stream_free: int) -> str:
-        """Attach to functions at these offsets in a file; returns why not, or nothing."""
 
 
 @dataclass(slots=True)
@@ -58,6 +61,9 @@ class _Image:
     processes: set[int]
     binary: HaproxyBinary
     is_verified: bool = False
+    reason: str | None = None
+    """Why it waits for probes, while these are being attached; ``None``: it does not."""
+    doubts: Doubts = field(default_factory=Doubts)
 
 
 class HaproxyWatch:
@@ -78,9 +84,14 @@ class HaproxyWatch:
         self._binaries: dict[tuple[int, int, int], HaproxyBinary | None] = {}
         self._images: dict[int, _Image] = {}
         self._by_process: dict[int, _Image] = {}
-        self._probed: dict[tuple[int, int], str] = {}
+        self._probes = Probes(receiver)
+        self._told: set[tuple[tuple[int, int], str]] = set()
+        """What the log says of an executable already."""
         self._next_number = 1
         self._next_check_s = 0.0
+        self._counters = counters
+        for check in _CHECKS:
+            self._doubts(check)
         for name, source in _METHODS.items():
             counters.gauge(
                 "otel_qtap.link.processes", "{process}",
@@ -89,10 +100,11 @@ class HaproxyWatch:
             )  # fmt: skip
 
     def find(self) -> None:
-        """Look at all processes that run."""
+        """Look at all processes that run, before the tap begins: waits for probes on them."""
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 self.inspect(int(entry.name))
+        self.wait_for_probes()
 
     def follow(self, event: ProcessEvent) -> None:
         """Learn what became of a process."""
@@ -148,16 +160,56 @@ class HaproxyWatch:
         else:
             self._fall_back(image, reason)
 
+    def doubt(self, process_id: int, check: str, seen_ns: int, why: str = "") -> None:
+        """
+        Marks made in a process at ``seen_ns`` or later contradict something.
+
+        ``check`` names what has failed. Only noted here: it comes while events are being
+        passed on; ``tick`` acts on it. What comes until then counts once, and what older marks
+        say does not count at all: the same cause brings many contradictions.
+        """
+        image = self._by_process.get(process_id)
+        if (
+            image is not None
+            and image.is_verified
+            and image.layout.source is not StreamSource.NOTHING
+            and seen_ns >= image.layout.since_ns
+        ):
+            image.doubts.note(check, why)
+
     def tick(self, now_s: float) -> None:
-        """Called about once a second: takes more snapshots where they are wanted."""
+        """
+        Do what is due; called about once a second.
+
+        Acts on doubts, finishes what waited for probes, and takes more snapshots where they
+        are wanted: some every minute even of what is verified. A snapshot costs the thread
+        that sends 6 us more (Linux 6.18, HAProxy 2.6), so that is half a millisecond a minute.
+        """
         is_check = now_s >= self._next_check_s
         if is_check:
             self._next_check_s = now_s + _CHECK_EVERY_S
-        for image in self._images.values():
+        for image in list(self._images.values()):
+            doubt = image.doubts.take(now_s)
+            if doubt is not None:
+                self._act_on(doubt, image)
             if image.layout.source is not StreamSource.THREAD:
                 continue
             if not image.is_verified:
                 self._receiver.write_layout(image.layout, _SNAPSHOTS)
+            elif is_check:
+                self._receiver.write_layout(image.layout, _CHECK_SNAPSHOTS)
+        self.look_after_probes()
+
+    def wait_for_probes(self) -> None:
+        """Wait until probes are attached that are wanted now."""
+        self._probes.wait(_ATTACH_S)
+        self.look_after_probes()
+
+    def look_after_probes(self) -> None:
+        """Go on where probes have been attached; called a few times a second."""
+        for image in self._images.values():
+            if image.reason is not None:
+                self._ask_for_probes(image)
 
     def method_of(self, process_id: int) -> str:
         """Return the way a process is linked: ``fast``, ``probe``, ``passive``."""
@@ -191,6 +243,7 @@ class HaproxyWatch:
         layout = Layout(
             number=number,
             process_stream=address,
+            process_check=binary.process_check and binary.process_check + bias,
             thread_context=binary.thread_context,
             contexts=binary.contexts + bias,
             contexts_size=binary.contexts_size,
@@ -216,48 +269,88 @@ class HaproxyWatch:
         return None
 
     def _fall_back(self, image: _Image, reason: str) -> None:
-        """Go one step down: to probes, or to nothing."""
+        """Go one step down from reading: to probes, or to nothing."""
         image.is_verified = True
-        image.layout = replace(image.layout, source=StreamSource.NOTHING)
-        self._receiver.write_layout(image.layout)  # before probes: attaching takes a second
-        problem = "tap.link is fast"
-        if self._mode is not LinkMode.FAST:
-            problem = self._attach(image)
-        if not problem:
-            image.layout = replace(image.layout, source=StreamSource.PROBE)
-            self._receiver.write_layout(image.layout)
+        image.reason = reason
+        self._renew(image, StreamSource.NOTHING)
+        if self._mode is LinkMode.FAST:
+            self._give_up(image, "tap.link is fast")
+        else:
+            self._ask_for_probes(image)
+
+    def _ask_for_probes(self, image: _Image) -> None:
+        """Go on if it is known whether there are probes on the executable."""
+        problem = self._probes.ask(image.executable, image.binary, min(image.processes))
+        if problem is None:
+            return
+        if problem:
+            self._give_up(image, problem)
+            return
+        self._renew(image, StreamSource.PROBE)
+        if self._is_news(image, "probe"):
+            log.info(
+                "HAProxy %s: backend requests are linked by probes on its streams (%s)",
+                _names(image), image.reason,
+            )  # fmt: skip
+        image.reason = None
+
+    def _give_up(self, image: _Image, problem: str) -> None:
+        """The kernel side marks nothing by now; say so."""
+        if self._is_news(image, problem):
+            log.warning(
+                "HAProxy %s: its streams cannot be read (%s; %s): backend requests are linked "
+                "only where the traffic itself leaves no doubt",
+                _names(image), image.reason, problem,
+            )  # fmt: skip
+        image.reason = None
+
+    def _renew(self, image: _Image, source: StreamSource, snapshots: int = 0) -> None:
+        """Let the kernel side mark in this way; nothing counts that it has marked before."""
+        image.layout = replace(image.layout, source=source)
+        self._receiver.write_layout(image.layout, snapshots)
         image.layout = replace(image.layout, since_ns=time.monotonic_ns())
         for process_id in image.processes:
             self._learn(process_id, image.layout)
-        if problem:
-            log.warning(
-                "HAProxy %s: its streams cannot be read (%s; %s): backend requests are linked "
-                "only where the traffic itself leaves no doubt", _names(image), reason, problem,
-            )  # fmt: skip
-        else:
-            log.info(
-                "HAProxy %s: backend requests are linked by probes on its streams (%s)",
-                _names(image), reason,
-            )  # fmt: skip
 
-    def _attach(self, image: _Image) -> str:
-        """Attach probes to the executable, once for all its processes; returns why not."""
-        if image.executable in self._probed:
-            return self._probed[image.executable]
-        problem = "it does not export stream_free"
-        if image.binary.stream_free_probe:
-            try:
-                # Held open: the process may end before the loader gets there (`haproxy -c`).
-                with Path(f"/proc/{min(image.processes)}/exe").open("rb") as file:
-                    problem = self._receiver.attach_probes(
-                        Path(f"/proc/{os.getpid()}/fd/{file.fileno()}"),
-                        image.binary.process_stream_probe,
-                        image.binary.stream_free_probe,
-                    )
-            except OSError as error:
-                return f"its executable: {error.strerror}"  # the next process may last longer
-        self._probed[image.executable] = problem
-        return problem
+    def _act_on(self, doubt: Doubt, image: _Image) -> None:
+        """Verify anew, or take the next way."""
+        self._doubts(doubt.check).value += 1
+        source = image.layout.source
+        if not doubt.is_one_too_many:
+            image.is_verified = source is not StreamSource.THREAD
+            log.warning(
+                "HAProxy %s: what is known of its streams contradicts itself (%s): %s",
+                _names(image), doubt.what,
+                "nothing is linked by it so far" if image.is_verified else "it is verified anew",
+            )  # fmt: skip
+            self._renew(image, source, 0 if image.is_verified else _SNAPSHOTS)
+            return
+        log.warning(
+            "HAProxy %s: what is known of its streams contradicts itself again and again (%s; "
+            "%s): the next way of linking is taken",
+            _names(image), doubt.what, doubt.history,
+        )  # fmt: skip
+        reason = f"contradictions, {doubt.history}"
+        if source is StreamSource.THREAD:
+            self._fall_back(image, reason)
+            return
+        self._renew(image, StreamSource.NOTHING)
+        image.reason = reason
+        self._give_up(image, "probes do not help")
+
+    def _doubts(self, check: str) -> Counter:
+        return self._counters.counter(
+            "otel_qtap.link.doubts", "{doubt}",
+            "Times that the marks of a HAProxy had to be doubted, by the check that failed",
+            check=check,
+        )  # fmt: skip
+
+    def _is_news(self, image: _Image, what: str) -> bool:
+        """Whether the log does not say this of the executable yet."""
+        news = (image.executable, what)
+        is_new = news not in self._told
+        self._told.add(news)
+        return is_new
 
     def _forget(self, process_id: int) -> None:
         image = self._by_process.pop(process_id, None)

@@ -5,16 +5,21 @@ Names decide, not values: a header or query key that is known to carry a secret 
 its name and loses its value. Where the end of a secret is in doubt, more is removed
 rather than less. Bodies are not searched: whoever must not store them captures
 ``headers`` or less.
+
+``redact`` in the Qtap file adds names, and a key: with that a secret becomes a keyed hash
+of itself, so that who has no secret can still tell that two requests came with the same.
 """
 
 from __future__ import annotations
 
+import hmac
 import re
 from collections.abc import Iterable
 from dataclasses import replace
 from enum import Enum
 from urllib.parse import quote, unquote, unquote_plus
 
+from otel_qtap.config.model import RedactConfig
 from otel_qtap.protocol.events import Headers
 from otel_qtap.transaction.link import TRACE_CONTEXT_NAMES
 from otel_qtap.transaction.model import Transaction
@@ -170,6 +175,7 @@ _MAY_HOLD_PART = re.compile(r"[@?#;]")  # what sets off user-info, query, fragme
 _MAY_HOLD_SECRET = re.compile(r"=|@|%3D|%40", re.IGNORECASE)
 _MAX_KNOWN_NAMES = 4096
 _MAX_KNOWN_KEY_SIZE = 64
+_HASH_DIGITS = 16  # of HMAC-SHA-256: too many to meet by chance, too few to fill a log
 _MAX_NESTING = 2  # a URL in a parameter of a URL in a parameter
 
 
@@ -192,7 +198,11 @@ class Redactor:
         self,
         header_names: Iterable[str] = DEFAULT_HEADER_NAMES,
         query_keys: Iterable[str] = DEFAULT_QUERY_KEYS,
+        *,
+        hash_key: bytes = b"",
     ) -> None:
+        """With a ``hash_key`` secrets are replaced by keyed hashes."""
+        self._hash_key = hash_key
         self._header_names = frozenset(name.lower().replace("_", "-") for name in header_names)
         self._hides_trace = not self._header_names.isdisjoint(TRACE_CONTEXT_NAMES)
         self._query_keys = frozenset(_plain(key) for key in query_keys)
@@ -201,6 +211,16 @@ class Redactor:
         self._harmless_keys: set[str] = set()  # of queries, by spelling
         self._last: Transaction | None = None
         self._last_redacted: Transaction | None = None
+
+    @classmethod
+    def of(cls, config: RedactConfig) -> Redactor:
+        """Return the redactor that a Qtap file asks for: what it names, beyond the defaults."""
+        key = config.hash_key.resolve() if config.hash_key else None
+        return cls(
+            (*DEFAULT_HEADER_NAMES, *config.headers),
+            (*DEFAULT_QUERY_KEYS, *config.query),
+            hash_key=(key or "").encode("utf-8", "surrogateescape"),
+        )
 
     def redact(self, transaction: Transaction) -> Transaction:
         """
@@ -301,7 +321,7 @@ class Redactor:
 
     def _redact_value(self, kind: _Kind, value: str) -> str:
         if kind is _SECRET:
-            return REDACTED
+            return self._replacement(value)
         if kind is _URL:
             return self.redact_url(value)
         return _without_user_info(value) if "@" in value else value
@@ -362,7 +382,8 @@ class Redactor:
             is_last = index == len(parts) - 1
             if separator and (value or not is_last) and self._is_secret(key):
                 # Whether the secret ends at the next ";" is not known: all of the rest goes.
-                return ";".join([*parts[:index], f"{key}={REDACTED}"])
+                secret = ";".join([value, *parts[index + 1 :]])
+                return ";".join([*parts[:index], f"{key}={self._replacement(secret)}"])
         return self._redact_nested(segment, nesting)
 
     def _redact_nested(self, pair: str, nesting: int) -> str:
@@ -378,7 +399,16 @@ class Redactor:
 
     def _redact_pair(self, pair: str) -> str:
         key, separator, value = pair.partition("=")
-        return f"{key}={REDACTED}" if separator and value and self._is_secret(key) else pair
+        if not separator or not value or not self._is_secret(key):
+            return pair
+        return f"{key}={self._replacement(value)}"
+
+    def _replacement(self, secret: str) -> str:
+        """Return what stands in place of ``secret``."""
+        if not self._hash_key:
+            return REDACTED
+        digest = hmac.digest(self._hash_key, secret.encode("utf-8", "surrogatepass"), "sha256")
+        return f"{REDACTED}-{digest.hex()[:_HASH_DIGITS]}"
 
     def _is_secret(self, key: str) -> bool:
         """Whether ``key``, or a part of ``user[password]``, is one of the secret keys."""

@@ -63,9 +63,7 @@ def main() -> int:
         # libbcc and clang print to the process's standard error; keep that for the message.
         os.dup2(log.fileno(), 2)
         try:
-            if "attach" in request:
-                names, descriptors = _attach(channel, request["attach"])
-            elif "tracepoint" in request:
+            if "tracepoint" in request:
                 names, descriptors = _attach_tracepoint(channel, request["tracepoint"])
             else:
                 names, descriptors = _load(request)
@@ -131,31 +129,6 @@ def _attach_tracepoint(channel: socket.socket, tracepoint: str) -> tuple[list[st
     if descriptor < 0:
         raise OSError(ctypes.get_errno(), f"cannot attach to the tracepoint {tracepoint}")
     return [f"attachment:{tracepoint}"], [descriptor]
-
-
-def _attach(
-    channel: socket.socket, places: list[tuple[str, str, int, bool]]
-) -> tuple[list[str], list[int]]:
-    """
-    Attach loaded programs to functions of an executable, in all its processes.
-
-    Each place is (name, path of the executable, offset in the file, whether to attach to
-    the return); the programs' descriptors follow the request, in the same order.
-    """
-    bcc = import_bcc()
-    _, programs, _, _ = socket.recv_fds(channel, 1, len(places))
-    names: list[str] = []
-    descriptors: list[int] = []
-    for (name, path, offset, is_return), program in zip(places, programs, strict=True):
-        event = f"otel_qtap_{os.getpid()}_{name}".encode()
-        descriptor = bcc.lib.bpf_attach_uprobe(
-            program, int(is_return), event, os.fsencode(path), offset, -1, 0
-        )
-        if descriptor < 0:
-            raise OSError(ctypes.get_errno(), f"cannot attach to {name}")
-        names.append(f"attachment:{name}")
-        descriptors.append(descriptor)
-    return names, descriptors
 
 
 def _see_tracing_files() -> None:

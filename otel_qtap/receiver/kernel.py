@@ -9,6 +9,7 @@ sleep before the next call.
 from __future__ import annotations
 
 import os
+import platform
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -17,10 +18,11 @@ from pathlib import Path
 
 from otel_qtap.counters import CounterSet
 from otel_qtap.haproxy.layout import Layout
-from otel_qtap.receiver.loader import LoadedPrograms, ProbePlace, attach, attach_hook, load
+from otel_qtap.receiver.loader import LoadedPrograms, attach_hook, kernel_release, load
 from otel_qtap.receiver.maps import KernelMap, missed_runs, possible_cpus
-from otel_qtap.receiver.programs import LOG_HOOK, PROBES, MachineError, Rung
+from otel_qtap.receiver.programs import LOG_HOOK, MachineError, Rung
 from otel_qtap.receiver.ring import Ring
+from otel_qtap.receiver.uprobes import attach, may_probe_returns, stream_places
 from otel_qtap.receiver.wire import LOST_REASONS
 
 __all__ = ["DEFAULT_RING_BYTES", "KernelReceiver", "KernelSettings"]
@@ -96,6 +98,8 @@ class KernelReceiver:
         self._lost = KernelMap(self._loaded.maps["lost"], 8 * possible_cpus())
         self._lost_seen = [0] * len(LOST_REASONS)
         self._missed_seen = 0
+        self._attaching = threading.Lock()
+        self._is_detached = False
         self._log_lock = threading.Lock()
         self._log_attachment = -1
         self._may_watch_log = True
@@ -153,27 +157,48 @@ class KernelReceiver:
         self._raise_changes()
         return had_room
 
-    def attach_probes(self, executable: Path, process_stream: int, stream_free: int) -> str:
+    def attach_probes(
+        self, executable: Path, process_stream: int, stream_free: int, leaving_poll: int = 0
+    ) -> str:
         """
         Attach to these functions of HAProxy, by their offsets in its executable.
 
-        Returns why it could not be done, or nothing.
+        Any thread may call; it may take a while. ``leaving_poll`` is called by each thread when
+        it has waited for events; where a probe on a return might do harm, a probe there takes
+        its place. Returns why it could not be done, or nothing.
         """
-        programs = self._loaded.programs
-        if not all(name in programs for name in PROBES):
-            return "this kernel refuses probes"
-        number = len(self._loaded.attachments)
-        places = [
-            ProbePlace(f"stream_free_{number}", executable, stream_free),
-            ProbePlace(f"process_stream_return_{number}", executable, process_stream, True),
-            ProbePlace(f"process_stream_{number}", executable, process_stream),
-        ]
-        functions = ["on_stream_free", "on_process_stream_return", "on_process_stream"]
+        chosen = stream_places(
+            executable, process_stream, stream_free, leaving_poll,
+            may_probe_returns=may_probe_returns(kernel_release(), platform.machine()),
+        )  # fmt: skip
+        if not chosen:
+            return (
+                "on this kernel a probe on the return of process_stream could end a process "
+                "that has a seccomp filter, and nothing can take its place"
+            )
+        functions = [function for function, _ in chosen]
+        with self._attaching:
+            if self._is_detached:
+                return "the agent stops"
+            if any(name not in self._loaded.programs for name in functions):
+                return "this kernel refuses probes"
+            # They might be closed meanwhile, and their numbers used again.
+            programs = [os.dup(self._loaded.programs[name]) for name in functions]
         try:
-            attached = attach(places, [programs[name] for name in functions])
+            attached = attach([place for _, place in chosen], programs)
         except MachineError as error:
             return str(error)
-        self._loaded.attachments.update(attached)
+        finally:
+            for program in programs:
+                os.close(program)
+        with self._attaching:
+            number = len(self._loaded.attachments)
+            if self._is_detached:
+                for descriptor in attached.values():
+                    os.close(descriptor)
+                return "the agent stops"
+            for name, descriptor in attached.items():
+                self._loaded.attachments[f"{name}_{number}"] = descriptor
         return ""
 
     def watch_log(self, *, is_wanted: bool) -> str:
@@ -256,11 +281,15 @@ class KernelReceiver:
         self.watch_log(is_wanted=False)
         with self._log_lock:
             self._may_watch_log = False
-        for descriptor in self._loaded.attachments.values():
-            os.close(descriptor)
-        self._loaded.attachments.clear()
+        with self._attaching:
+            self._is_detached = True
+            for descriptor in self._loaded.attachments.values():
+                os.close(descriptor)
+            self._loaded.attachments.clear()
 
     def close(self) -> None:
         """Detach and give everything back to the kernel."""
         self._ring.close()
-        self._loaded.close()
+        with self._attaching:
+            self._is_detached = True
+            self._loaded.close()

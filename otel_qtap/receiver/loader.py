@@ -25,8 +25,6 @@ from otel_qtap.receiver.programs import Hook, LoadRequest, MachineError, Rung, l
 
 __all__ = [
     "LoadedPrograms",
-    "ProbePlace",
-    "attach",
     "attach_hook",
     "choose_rung",
     "kernel_release",
@@ -35,18 +33,6 @@ __all__ = [
 
 _LOAD_TIMEOUT_S = 60
 _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
-
-
-@dataclass(frozen=True, slots=True)
-class ProbePlace:
-    """A function of an executable, for a probe."""
-
-    name: str
-    """Of the attachment."""
-    executable: Path
-    offset: int
-    """In the file."""
-    is_return: bool = False
 
 
 @dataclass(slots=True)
@@ -131,28 +117,13 @@ def _check_privileges() -> None:
         )
 
 
-def attach(places: Sequence[ProbePlace], programs: Sequence[int]) -> dict[str, int]:
-    """
-    Attach loaded programs to functions of running executables.
-
-    ``programs`` are their descriptors, one for each place. Returns the descriptors that
-    keep them attached, by name. Raises ``MachineError``.
-    """
-    message = {"attach": [[p.name, str(p.executable), p.offset, p.is_return] for p in places]}
-    return _run_attaching(message, programs)
-
-
 def attach_hook(hook: Hook, program: int) -> dict[str, int]:
     """
     Attach a loaded program to its tracepoint, which must be an ordinary one.
 
     Returns the descriptor that keeps it attached, by name. Raises ``MachineError``.
     """
-    return _run_attaching({"tracepoint": hook.tracepoint}, [program])
-
-
-def _run_attaching(message: dict[str, Any], programs: Sequence[int]) -> dict[str, int]:
-    names, descriptors = _run_loader(message, programs)
+    names, descriptors = _run_loader({"tracepoint": hook.tracepoint}, [program])
     return {
         name.partition(":")[2]: descriptor
         for name, descriptor in zip(names, descriptors, strict=True)

@@ -32,7 +32,9 @@ CONNECTION_ENTRIES = 65536
 """Sockets the kernel side can keep in view at once; 8 MB of kernel memory."""
 
 
-PROBES = ("on_process_stream", "on_process_stream_return", "on_stream_free")
+PROBES = (
+    "on_process_stream", "on_process_stream_return", "on_process_stream_called", "on_stream_free",
+)  # fmt: skip
 
 
 class MachineError(Exception):

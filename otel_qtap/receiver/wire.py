@@ -52,6 +52,7 @@ _SNAPSHOT_WORDS, _SNAPSHOT_TARGET, _SNAPSHOT_STREAM = 16, 64, 1024
 _SNAPSHOT = struct.Struct(
     f"<BBBBIQQQ{_SNAPSHOT_WORDS}Q{_SNAPSHOT_WORDS * _SNAPSHOT_TARGET}sQQ{_SNAPSHOT_STREAM}s"
 )
+_SNAPSHOT_CONNECT = 2
 _TURNED = 1
 _JOINED_LATE = 1
 _IPV6 = 2
@@ -118,13 +119,15 @@ def _decode_other(kind: int, record: memoryview | bytes) -> Event:
         tgid, timestamp, tid = _LOG.unpack_from(record)
         return LogEvent(timestamp, tgid, tid, bytes(record[_LOG.size :]))
     if kind == _KIND_SNAPSHOT:
-        _, _, role, _, tgid, timestamp, connection, where, *rest = _SNAPSHOT.unpack_from(record)
+        _, detail, role, _, tgid, timestamp, connection, where, *rest = _SNAPSHOT.unpack_from(
+            record
+        )
         *words, targets, task, address, stream = rest
         size = _SNAPSHOT_TARGET
         return SnapshotEvent(
             connection, timestamp, tgid, Role(role), where, tuple(words),
             tuple(targets[i : i + size] for i in range(0, len(targets), size)),
-            task, address, stream,
+            task, address, stream, detail == _SNAPSHOT_CONNECT,
         )  # fmt: skip
     raise ValueError(kind)
 

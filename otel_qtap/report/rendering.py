@@ -15,6 +15,7 @@ Rates = Mapping[tuple[str, str], float]
 """Requests in a second by process and name of the row; the name of a sum is empty."""
 
 _NS_PER_S = 1e9
+MAX_NAME = 60  # characters of a row's name
 
 
 class _Column(NamedTuple):
@@ -28,31 +29,31 @@ def _ms(spread: Spread | None, name: str) -> str:
     if spread is None:
         return "-"
     value: float = getattr(spread, name)
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _checks(row: ReportRow) -> str:
     count = row.health_checks_passed + row.health_checks_failed
     if not row.health_checks_failed:
-        return str(count)
-    return f"{count} ({row.health_checks_failed} failed)"
+        return f"{count:,}"
+    return f"{count:,} ({row.health_checks_failed:,} failed)"
 
 
 _COLUMNS = (
-    _Column("requests", lambda row: str(row.requests)),
+    _Column("requests", lambda row: f"{row.requests:,}"),
     _Column("share", lambda row: f"{row.share:.1%}"),
-    _Column("4xx", lambda row: str(row.client_errors)),
-    _Column("5xx", lambda row: str(row.server_errors)),
-    _Column("failed", lambda row: str(row.failed)),
-    _Column("aborted", lambda row: str(row.aborted), is_optional=True),
-    _Column("unseen", lambda row: str(row.unseen), is_optional=True),
-    _Column("retries", lambda row: str(row.retries), is_optional=True),
-    _Column("by proxy", lambda row: str(row.answered_by_proxy), is_optional=True),
+    _Column("4xx", lambda row: f"{row.client_errors:,}"),
+    _Column("5xx", lambda row: f"{row.server_errors:,}"),
+    _Column("failed", lambda row: f"{row.failed:,}"),
+    _Column("aborted", lambda row: f"{row.aborted:,}", is_optional=True),
+    _Column("unseen", lambda row: f"{row.unseen:,}", is_optional=True),
+    _Column("retries", lambda row: f"{row.retries:,}", is_optional=True),
+    _Column("by proxy", lambda row: f"{row.answered_by_proxy:,}", is_optional=True),
     _Column("p50 ms", lambda row: _ms(row.latency_ms, "p50")),
     _Column("p95 ms", lambda row: _ms(row.latency_ms, "p95")),
     _Column("p99 ms", lambda row: _ms(row.latency_ms, "p99")),
     _Column("overhead p50 ms", lambda row: _ms(row.overhead_ms, "p50"), is_optional=True),
-    _Column("p99 ms", lambda row: _ms(row.overhead_ms, "p99"), is_optional=True),
+    _Column("overhead p99 ms", lambda row: _ms(row.overhead_ms, "p99"), is_optional=True),
     _Column("health checks", _checks, is_optional=True),
 )
 
@@ -82,7 +83,7 @@ def render_report(
             shown.append(total)
         lines = list(_lines(by, shown, rates))
         if len(rows) > limit:
-            lines.insert(-1, f"  … {len(rows) - limit} more")
+            lines.insert(-1, f"  … {len(rows) - limit:,} more")
         blocks.append("\n".join([f"{total.process} by {by}, {_time_span(snapshot)}", *lines]))
     if not blocks:
         what = "asked of others" if by == "backend" else "served"
@@ -117,7 +118,7 @@ def _lines(by: By, rows: Sequence[ReportRow], rates: Rates | None) -> Iterator[s
         for column, texts in zip(columns, cells, strict=True)
         if not column.is_optional or any(text not in ("0", "-") for text in texts)
     ]
-    names = [row.name or "all" for row in rows]
+    names = [_cut(row.name) or "all" for row in rows]
     width = max(len(name) for name in (by, *names))
     widths = [max(len(title), *map(len, texts)) for title, texts in shown]
     titles = [title.rjust(size) for (title, _), size in zip(shown, widths, strict=True)]
@@ -129,7 +130,7 @@ def _lines(by: By, rows: Sequence[ReportRow], rates: Rates | None) -> Iterator[s
 
 def _per_second(row: ReportRow, rates: Rates) -> str:
     rate = rates.get((row.process, row.name), 0.0)
-    return f"{rate:.0f}" if rate >= 100 else f"{rate:.1f}"
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
 
 
 def _time_span(snapshot: ReportSnapshot) -> str:
@@ -137,4 +138,22 @@ def _time_span(snapshot: ReportSnapshot) -> str:
     begin = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(since_s))
     is_same_day = time.gmtime(since_s)[:3] == time.gmtime(until_s)[:3]
     end = time.strftime("%H:%M:%S" if is_same_day else "%Y-%m-%d %H:%M:%S", time.gmtime(until_s))
-    return f"{begin} to {end} UTC ({until_s - since_s:.1f} s)"
+    return f"{begin} to {end} UTC ({_duration(until_s - since_s)})"
+
+
+def _duration(seconds: float) -> str:
+    """Return a span of time in its two largest units: ``1.2 s``, ``5 min 3 s``, ``1 d 1 h``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def _cut(name: str) -> str:
+    """Return a name that leaves room for the numbers; of a path the end tells more."""
+    return name if len(name) <= MAX_NAME else f"…{name[1 - MAX_NAME :]}"

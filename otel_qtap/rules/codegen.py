@@ -6,11 +6,15 @@ slow. So there are two pieces of source for each condition, one true exactly whe
 holds and one true exactly where it fails; negation swaps them, and where a field is
 missing both are false. No text of the rule gets into the source: values are constants
 bound to names that this module chooses.
+
+No condition has an effect or raises, so of several the cheap ones are asked first: most
+transactions are decided by their status, and no pattern is searched for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -33,10 +37,18 @@ from otel_qtap.rules.tree import (
     Operand,
     Operator,
     Or,
+    walk,
 )
 from otel_qtap.rules.values import Address, Value, is_nonzero, parse_address, text_of
 
-__all__ = ["compile_condition"]
+__all__ = ["compile_about", "compile_condition"]
+
+SEARCH_COST = 10
+CALL_COST = 8
+"""What a search and a call of a function cost, as ``FieldFact.cost`` has it."""
+
+MAX_KEPT_COST = 3
+"""Fields up to this are read at once when they are named repeatedly, needed or not."""
 
 MAX_CACHED = 1024
 """Answers kept for each question about addresses; the addresses of peers repeat."""
@@ -51,11 +63,33 @@ def compile_condition(
     With ``known``, whether it holds or may still do so when what becomes known later
     than that stage is open.
     """
-    writer = _Writer(scope, known)
-    source = f"def holds(f):\n    return True if {writer.condition(expression, True)} else False\n"
+    holds: Callable[[Facts], bool] = _function("f", expression, _Writer(scope, known))
+    return holds
+
+
+def compile_about(
+    expression: Expression, scope: Scope, facts: Facts, subject: str
+) -> Callable[[Any], bool]:
+    """
+    Return a function of what ``facts`` are about, their attribute ``subject``.
+
+    The same as setting the attribute and asking the function of ``compile_condition``,
+    less the cost of one call.
+    """
+    writer = _Writer(scope, None)
+    writer.names["f"] = facts
+    return _function("subject", expression, writer, f"f.{subject} = subject")
+
+
+def _function(
+    parameter: str, expression: Expression, writer: _Writer, *preparation: str
+) -> Callable[[Any], bool]:
+    reads = writer.repeated_reads(expression)
+    answer = f"return True if {writer.condition(expression, True)} else False"
+    lines = "".join(f"    {line}\n" for line in (*preparation, *reads, answer))
     names = writer.names
-    exec(source, names)  # noqa: S102 - made here, and nothing in it comes from the rule's text
-    holds: Callable[[Facts], bool] = names["holds"]
+    exec(f"def holds({parameter}):\n{lines}", names)  # noqa: S102 - made here, and nothing in it comes from the rule's text
+    holds: Callable[[Any], bool] = names["holds"]
     return holds
 
 
@@ -75,6 +109,22 @@ class _Writer:
         self._known = known
         self._evaluator = Evaluator(scope)
         self._count = 0
+        self._kept: dict[str, str] = {}  # fields that are read once, and the names they have then
+
+    def repeated_reads(self, expression: Expression) -> list[str]:
+        """Return source that reads the cheap fields which the expression names repeatedly."""
+        counts = Counter(self._cheap_fields(expression))
+        self._kept = {name: self._name("v") for name, count in counts.items() if count > 1}
+        return [f"{kept} = {self._read(Field(name))}" for name, kept in self._kept.items()]
+
+    def _cheap_fields(self, expression: Expression) -> Iterator[str]:
+        for part in walk(expression):
+            if isinstance(part, Call) and (body := self._scope.macro(part.name)):
+                yield from self._cheap_fields(body)
+            elif isinstance(part, Field) and self._cost(part) <= MAX_KEPT_COST:
+                found = self._scope.field(part.name)
+                if found.fact and found.fact.type is not FieldType.ADDRESS:
+                    yield found.name
 
     # Conditions --------------------------------------------------------------------------
 
@@ -83,7 +133,8 @@ class _Writer:
         match expression:
             case And(conditions) | Or(conditions):
                 joint = " and " if isinstance(expression, And) is wanted else " or "
-                return f"({joint.join(self.condition(part, wanted) for part in conditions)})"
+                in_order = sorted(conditions, key=self._cost)
+                return f"({joint.join(self.condition(part, wanted) for part in in_order)})"
             case Not(inner):
                 return self.condition(inner, wanted is self._scope.qtap_compat)
             case Call(name) if body := self._scope.macro(name):
@@ -95,6 +146,27 @@ class _Writer:
         else:
             guards, test = self._alone(expression)
         return f"({' and '.join((*guards, test if wanted else f'not {test}'))})"
+
+    def _cost(self, expression: Expression) -> int:  # noqa: PLR0911 - one for each kind
+        """Return about how many times as long as a number's an answer takes."""
+        match expression:
+            case Field(name):
+                fact = self._scope.field(name).fact
+                return fact.cost if fact else 0
+            case Literal(Regex(plain=None)):
+                return SEARCH_COST
+            case Call(name) if body := self._scope.macro(name):
+                return self._cost(body)
+            case Call(_, parts) | Array(parts):
+                own = CALL_COST if isinstance(expression, Call) else 0
+                return own + sum(map(self._cost, parts))
+            case Compare(left, _, right):
+                return self._cost(left) + self._cost(right)
+            case Not(condition):
+                return self._cost(condition)
+            case And(conditions) | Or(conditions):
+                return sum(map(self._cost, conditions))
+        return 0
 
     def _is_open(self, expression: Expression) -> bool:
         return self._known is not None and self._scope.needs(expression) > self._known
@@ -195,26 +267,29 @@ class _Writer:
         plain = regex.plain
         if plain is None:
             return f"{self._constant(regex.search)}({subject})"
-        text = self._constant(plain.text)
+        texts = plain.texts
         match plain.tie:
             case Tie.ANYWHERE:
-                return f"({text} in {subject})"
+                found = " or ".join(f"{self._constant(text)} in {subject}" for text in texts)
+                return f"({found})"
             case Tie.START:
-                return f"{subject}.startswith({text})"
+                return f"{subject}.startswith({self._constant(texts)})"
             case Tie.END:
-                return f"{subject}.endswith({text})"
+                return f"{subject}.endswith({self._constant(texts)})"
             case Tie.WHOLE:
-                return f"({subject} == {text})"
+                return f"({subject} in {self._constant(frozenset(texts))})"
 
     # Operands ----------------------------------------------------------------------------
 
-    def _operand(self, operand: Operand) -> _Source:
+    def _operand(self, operand: Operand) -> _Source:  # noqa: PLR0911 - one for each kind
         match operand:
             case Literal(value):
                 return _Source((), self._constant(value))
             case Field():
                 if self._type(operand) is None:
                     return _Source(("False",), "None")
+                if kept := self._kept.get(self._scope.field(operand.name).name):
+                    return _Source((f"{kept} is not None",), kept)
                 source = self._read(operand)
                 if self._type(operand) is FieldType.ADDRESS:
                     source = f"{self._constant(_address_of)}({source})"

@@ -57,6 +57,8 @@ class FieldFact:
     stage: Stage = Stage.CONNECTION
     is_lower: bool = False
     """Of a map: its names are lower case, so one with a capital is never found."""
+    cost: int = 1
+    """What it costs to read, as a multiple of what a number costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +137,24 @@ class Vocabulary:
         return f"no transaction has a field {name}, so this never matches{hint}"
 
 
+_COSTS = {
+    "tags": 2,
+    "dst_domain": 15,
+    "http_req_path": 2,
+    "http_req_url": 20,
+    "http_req_host": 15,
+    "http_res_duration_ms": 2,
+    "http_res_transfer_encoding": 8,
+}
+"""Of fields that are made of others, or looked for."""
+
+
 def _facts(stage: Stage, **types: FieldType) -> dict[str, FieldFact]:
     """Return facts by the name of their attribute."""
-    return {name: FieldFact(name, type_, stage) for name, type_ in types.items()}
+    return {
+        name: FieldFact(name, type_, stage, cost=_COSTS.get(name, 1))
+        for name, type_ in types.items()
+    }
 
 
 def _named(facts: Mapping[str, FieldFact]) -> dict[str, FieldFact]:
@@ -193,8 +210,12 @@ HTTP_VOCABULARY = Vocabulary(
         | _facts(Stage.END, http_res_duration_ms=_NUMBER)
     ),
     maps={
-        "http.req.headers.": FieldFact("http_req_header", stage=Stage.REQUEST_HEAD, is_lower=True),
-        "http.res.headers.": FieldFact("http_res_header", stage=Stage.RESPONSE_HEAD, is_lower=True),
+        "http.req.headers.": FieldFact(
+            "http_req_header", stage=Stage.REQUEST_HEAD, is_lower=True, cost=8
+        ),
+        "http.res.headers.": FieldFact(
+            "http_res_header", stage=Stage.RESPONSE_HEAD, is_lower=True, cost=8
+        ),
         "src.process.env.": FieldFact("src_process_env"),
         "src.container.labels.": FieldFact("src_container_label"),
         "src.pod.labels.": FieldFact("src_pod_label"),

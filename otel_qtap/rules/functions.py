@@ -34,7 +34,12 @@ def _zone(domain: Value) -> str | None:
 
 
 def _in_zone(domain: Value, zone: Value) -> bool:
-    host, wanted = _host(text_of(domain)), _host(text_of(zone))
+    return _lies_in(text_of(domain), text_of(zone))
+
+
+@lru_cache(maxsize=4096)
+def _lies_in(domain: str, zone: str) -> bool:
+    host, wanted = _host(domain), _host(zone)
     return bool(wanted) and (host == wanted or host.endswith(f".{wanted}"))
 
 

@@ -3,9 +3,9 @@ Regular expressions that cannot take longer than the text they search is long.
 
 A rule is written by a person and applied to what strangers send, so a pattern must not
 be able to hang the agent. RE2 gives that guarantee for every pattern it accepts, and its
-syntax is the one Qtap's rules are written in. A pattern that is no more than plain text,
-perhaps tied to the start or the end, needs no engine at all: it becomes an operation
-on strings, a tenth of the cost.
+syntax is the one Qtap's rules are written in. A pattern that is no more than plain text
+or a choice of texts (``^/(api|admin)/``), perhaps tied to the start or the end, needs no
+engine at all: it becomes an operation on strings, a tenth of the cost.
 """
 
 from __future__ import annotations
@@ -22,8 +22,14 @@ __all__ = ["Regex", "RegexError"]
 MAX_PROGRAM_SIZE = 2_000
 """Instructions of RE2: the worst text for the worst pattern costs 5 microseconds a character."""
 
+MAX_TEXTS = 16
+"""Texts that are looked for one by one: with more of them the engine is quicker."""
+
 _MAX_MEMORY_BYTES = 8 * 1024 * 1024
-_PLAIN = re.compile(r"(?:[^\\.+*?()|\[\]{}^$]|\\[^0-9A-Za-z])*")
+_TEXT = r"(?:[^\\.+*?()|\[\]{}^$]|\\[^0-9A-Za-z])*"  # no special character but escaped ones
+_TERM = re.compile(rf"(\^?)({_TEXT})(\$?)\|")  # "^a$|" of "^a$|^b$|"
+_TERMS = re.compile(rf"(?:{_TERM.pattern})+")
+_GROUP = re.compile(rf"(\^?)({_TEXT})\((?:\?:)?((?:{_TEXT}\|)*{_TEXT})\)({_TEXT})(\$?)")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 
@@ -40,11 +46,19 @@ class Tie(Enum):
     WHOLE = "whole"
 
 
+_TIES = {  # by whether a pattern begins with "^" and ends with "$"
+    (False, False): Tie.ANYWHERE,
+    (True, False): Tie.START,
+    (False, True): Tie.END,
+    (True, True): Tie.WHOLE,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """What a pattern without any special character asks for."""
+    """What a pattern of plain texts asks for: that one of them is there."""
 
-    text: str
+    texts: tuple[str, ...]
     tie: Tie
 
 
@@ -99,31 +113,32 @@ def _reason(error: Exception) -> str:
 
 
 def _plain(pattern: str) -> Plain | None:
-    at_start, at_end = pattern.startswith("^"), pattern.endswith("$")
-    body = pattern[at_start : len(pattern) - at_end]
-    if not _PLAIN.fullmatch(body):  # also where the last "$" is escaped: its "\" is left alone
+    if match := _GROUP.fullmatch(pattern):
+        start, before, choice, after, end = match.groups()
+        texts = [text for _, text, _ in _TERM.findall(f"{choice}|")]
+        terms = [(start, before + text + after, end) for text in texts]
+    elif _TERMS.fullmatch(f"{pattern}|"):
+        terms = _TERM.findall(f"{pattern}|")
+    else:
         return None
-    tie = {
-        (False, False): Tie.ANYWHERE,
-        (True, False): Tie.START,
-        (False, True): Tie.END,
-        (True, True): Tie.WHOLE,
-    }[at_start, at_end]
-    return Plain(_ESCAPE.sub(r"\1", body), tie)
+    ties = {(bool(start), bool(end)) for start, _, end in terms}
+    if len(ties) > 1 or len(terms) > MAX_TEXTS:
+        return None
+    return Plain(tuple(_ESCAPE.sub(r"\1", text) for _, text, _ in terms), _TIES[ties.pop()])
 
 
 def _searcher(pattern: str, plain: Plain | None, options: Any) -> Callable[[str], bool]:
     if plain is not None:
-        text = plain.text
+        texts = plain.texts
         match plain.tie:
             case Tie.ANYWHERE:
-                return lambda subject: text in subject
+                return lambda subject: any(text in subject for text in texts)
             case Tie.START:
-                return lambda subject: subject.startswith(text)
+                return lambda subject: subject.startswith(texts)
             case Tie.END:
-                return lambda subject: subject.endswith(text)
+                return lambda subject: subject.endswith(texts)
             case Tie.WHOLE:
-                return lambda subject: subject == text
+                return lambda subject: subject in texts
     # A set of one pattern answers yes or no; ``search`` also says where, which triples
     # its cost. Its automaton fits the memory because of MAX_PROGRAM_SIZE.
     patterns = _engine().Set.SearchSet(options)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from otel_qtap.rules.codegen import compile_condition
+from otel_qtap.rules.codegen import compile_about, compile_condition
 from otel_qtap.rules.evaluation import Evaluator, Explanation
 from otel_qtap.rules.facts import Facts
 from otel_qtap.rules.fields import HTTP_VOCABULARY, Stage, Vocabulary
@@ -65,6 +66,14 @@ class Rule:
             test = compile_condition(self._expression, self._scope, known=known)
             self._may_match[known] = test
         return test(facts)
+
+    def about(self, facts: Facts, subject: str) -> Callable[[Any], bool]:
+        """
+        Return ``matches`` as a function of what ``facts`` are about.
+
+        It sets their attribute ``subject`` to what it is given, and asks them.
+        """
+        return compile_about(self._expression, self._scope, facts, subject)
 
     def explain(self, facts: Facts) -> Explanation:
         """Return what comes of the rule and of each of its parts."""

@@ -129,11 +129,11 @@ def is_nonzero(value: Value) -> bool:
 
 def text_of(value: Value) -> str:  # noqa: PLR0911 - one for each kind
     """Return a value as the text that functions on text see."""
+    if isinstance(value, str):  # nearly always
+        return value
     match value:
         case bool():
             return "true" if value else "false"
-        case str():
-            return value
         case float():
             return str(int(value)) if value.is_integer() else repr(value)
         case Mac() | HexString():

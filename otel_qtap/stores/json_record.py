@@ -10,6 +10,9 @@ Key for key Qtap's record, so what reads that reads this. Keys of ours only add:
 - ``request.trailers``, ``response.trailers``: like ``headers``, after the body;
 - ``ending``: how the transaction ended.
 
+``metadata.tags`` holds what belongs to the transaction; the name of this host, which
+belongs to the reader, stands in events only.
+
 A transaction without a response has the status that Qtap makes up: 499, or 422 when
 there was one that could not be read. Spans never carry these; ``ending`` tells which.
 """
@@ -27,9 +30,11 @@ from otel_qtap.stores.qtap_fields import (
     head_duration_ms,
     known,
     process_facts,
+    protocol_of,
     status_of,
     transferred,
 )
+from otel_qtap.stores.tags import process_tags
 from otel_qtap.transaction.model import Request, Response, Transaction, split_target
 from otel_qtap.transaction.readable import readable_text
 
@@ -78,6 +83,9 @@ def _metadata(transaction: Transaction) -> Record:
         "request_id": transaction.request_id,
         "connection_id": transaction.connection_id,
         "endpoint_id": endpoint_of(transaction),
+        "tags": list(
+            process_tags(transaction.process, transaction.container, "", protocol_of(transaction))
+        ),
     }
 
 

@@ -25,6 +25,7 @@ from otel_qtap.transaction.model import Ending, Timings, Transaction
 from otel_qtap.transaction.neighbours import Neighbours
 from otel_qtap.transaction.passive import PassiveLinker
 from otel_qtap.transaction.place import Place
+from otel_qtap.transaction.relays import Relays, origin_of
 
 __all__ = ["Assembler", "AssemblerLimits", "BodyPolicy"]
 
@@ -70,6 +71,7 @@ class Assembler:
         self._serving: dict[int, set[Conversation]] = {}
         """Conversations with clients, by process."""
         self.neighbours = Neighbours(counters)
+        self._relays: Relays[Conversation] = Relays()
         self._consume = self.linker.consume
         self._facts = facts
         self._process_of = facts.process
@@ -109,6 +111,7 @@ class Assembler:
         if connection.role is Role.SERVER:
             self.linker.serve(connection.process_id)
             self._serving.setdefault(connection.process_id, set()).add(talk)
+            self._relays.receive(talk)
         return talk
 
     # What the passive linker asks -------------------------------------------------------
@@ -136,9 +139,15 @@ class Assembler:
         """Return the place of an exchange in flight."""
         return self._place_of(exchange)
 
+    def shut(self, talk: Conversation) -> None:
+        """Expect no more bytes of a client that HAProxy could pass on."""
+        if talk.connection.role is Role.SERVER:
+            self._relays.leave(talk)
+
     def leave(self, talk: Conversation) -> None:
         """Let go of a connection that is over."""
         if talk.connection.role is Role.SERVER:
+            self._relays.leave(talk)
             self.linker.stop_serving(talk.connection.process_id)
             talks = self._serving.get(talk.connection.process_id, set())
             talks.discard(talk)
@@ -155,6 +164,21 @@ class Assembler:
         # The other end is seen with the first request, if it is captured at all.
         if meeting is not None and (exchange.index < 2 or meeting.is_complete):
             meeting.send(exchange)
+
+    def relay(self, talk: Conversation, exchange: Exchange) -> None:
+        """Find the client's request that HAProxy passes on byte by byte."""
+        if exchange.index == 0:
+            talk.origin = self._relays.find(
+                exchange.process_id, talk.connection.connecting, talk.sending
+            )
+        if talk.origin is None:
+            return
+        origin = origin_of(exchange, talk.origin, talk)
+        if origin is not None:
+            origin.is_relayed = True
+            self._receive(talk.origin, origin, exchange.request_head_ns)
+            self._place_of(origin)
+        exchange.origin = origin
 
     def _receive(self, talk: Conversation, exchange: Exchange, now_ns: int) -> None:
         """Find the request that a neighbour sent, if that is captured as well."""

@@ -55,6 +55,7 @@ from otel_qtap.transaction.passive import PassiveLinker
 __all__ = ["Conversation", "ConversationOwner"]
 
 _KNOWN = StreamState.KNOWN
+_OTHER = StreamState.OTHER
 _WORKING = (StreamState.KNOWN, StreamState.ENDING)
 _NOTHING_ASKED = RequestHead("", "", "", (), 0, None)
 _COMPLETE = Ending.COMPLETE  # looking up a member takes longer than comparing with it
@@ -83,6 +84,12 @@ class ConversationOwner(Protocol):
 
     def send(self, talk: Conversation, exchange: Exchange) -> None:
         """A process begins a request to a neighbour."""
+
+    def relay(self, talk: Conversation, exchange: Exchange) -> None:
+        """HAProxy begins a request to a server over a connection that may be a relay."""
+
+    def shut(self, talk: Conversation) -> None:
+        """The process closes its side of the connection."""
 
     def leave(self, talk: Conversation) -> None:
         """The connection is over."""
@@ -136,6 +143,7 @@ class Conversation:
         "connection",
         "direction",
         "meeting",
+        "origin",
         "proxied_source",
         "remote_name",
         "xid",
@@ -148,6 +156,8 @@ class Conversation:
         self.remote_name = ""
         self.meeting: Meeting | None = None
         """With the other end of the connection, where that is captured as well."""
+        self.origin: Conversation | None = None
+        """The client whose bytes are passed on here."""
         self.proxied_source: Peer | None = None
         self.completed = owner.completed(connection.role)
         self._owner = owner
@@ -180,11 +190,9 @@ class Conversation:
         self._is_turn = False
         """Whether the request being read began a turn of the talk."""
         self._index = 0
-        self._first_request_ns = 0
+        self._first_request_ns = self._first_response_ns = 0
         self._first_request_offset = -1
-        self._first_response_ns = 0
-        self._last_data_ns = 0
-        self._last_answer_ns = 0
+        self._last_data_ns = self._last_answer_ns = 0
         self._first_mark = NO_MARK
         """Of the first byte that was sent of the message being read."""
         self._last_mark = NO_MARK
@@ -277,7 +285,10 @@ class Conversation:
             self._end_flow(Flow.RECEIVE, now)
         elif step is CloseStep.LOCAL_CLOSED:
             self._closer = self._closer or "local"
+            self._owner.shut(self)
             self._end_flow(Flow.SEND, now)
+        elif step is CloseStep.LOCAL_CLOSED_TOO:
+            self._owner.shut(self)
         elif step is CloseStep.REMOTE_CLOSED:
             self._closer = self._closer or "remote"
         elif step is CloseStep.CONNECT_FAILED:
@@ -357,6 +368,16 @@ class Conversation:
         return self._pending
 
     @property
+    def is_whole(self) -> bool:
+        """Whether every request was seen, and nothing before the first but a PROXY header."""
+        return not self._has_missed
+
+    @property
+    def sending(self) -> StreamMark:
+        """What HAProxy was working on when it sent the request that is being read."""
+        return self._first_mark
+
+    @property
     def client(self) -> Peer:
         """Who asked, also where a proxy in between names it."""
         return self.proxied_source or self.connection.remote
@@ -393,6 +414,8 @@ class Conversation:
                 exchange.connect_started_ns = self.connection.connect_started_ns
             if self.meeting is not None:
                 self._owner.send(self, exchange)
+            if self.origin is not None or (not self._index and self._first_mark.state is _OTHER):
+                self._owner.relay(self, exchange)
 
     def _on_request_end(self, event: MessageEnd, current: Exchange, now: int) -> None:
         current.end_request(event, now)

@@ -129,9 +129,11 @@ class Exchange:
         "interim_statuses",
         "is_emitted",
         "is_first_after_connect",
+        "is_relayed",
         "is_request_over",
         "judged",
         "mark",
+        "origin",
         "party",
         "place",
         "position",
@@ -189,6 +191,10 @@ class Exchange:
         """Thread that began to answer."""
         self.is_emitted = False
         self.place: Place | None = None
+        self.origin: Exchange | None = None
+        """The client's request that was passed on byte by byte as this one."""
+        self.is_relayed = False
+        """Whether it is the origin of another."""
         self.party: Party | None = None
         """What the passive linker knows of it, where it looks for links."""
         self.body_start: BodyStart | None = None

@@ -34,6 +34,7 @@ _CONNECT_FAILED = Ending.CONNECT_FAILED
 _PLACES = 65536
 _WAITING = 16384
 _GIVEN_UP = 1024
+_DISTRUSTED = 1024
 _BLIND_NS = 60_000_000_000
 _LONGEST_WAIT_NS = 60_000_000_000
 _KEPT_AT_ADDRESS = 4  # a request can outlast its answer, while its stream is used again
@@ -61,6 +62,15 @@ class Linker:
         self.passive = PassiveLinker(self, source, counters)
         self.on_failed_check: Callable[[Transaction], None] = lambda _: None
         """Told of health checks that got no connection: they are no transactions."""
+        self.on_violation: Callable[[int, str, int], None] = lambda *_: None
+        """
+        Told of marks that contradict each other: process, check, time of the older of them.
+
+        Not of those that something lost would explain. Comes while a transaction is being
+        passed on.
+        """
+        self._distrusted: dict[int, int] = {}
+        """By process: up to when its marks are worth nothing."""
         self._places: OrderedDict[tuple[int, int], list[Place]] = OrderedDict()
         """By process and address of the stream: those with the newest numbers, oldest first."""
         self._given_up: OrderedDict[tuple[int, int], list[Place]] = OrderedDict()
@@ -115,6 +125,18 @@ class Linker:
         self._blind_until_ns = timestamp_ns + _BLIND_NS
         self.passive.lose(timestamp_ns)
 
+    def distrust(self, process_id: int, before_ns: int) -> None:
+        """The marks that a process had until then are worth nothing: link nothing by them."""
+        self._distrusted[process_id] = before_ns
+        while len(self._distrusted) > _DISTRUSTED:
+            del self._distrusted[next(iter(self._distrusted))]
+        for at in [at for at in self._waiting if at[0] == process_id]:
+            for each in self._keep(at, []):
+                self._let_go(each, "violation")
+        for table in (self._places, self._given_up):
+            for at in [at for at in table if at[0] == process_id]:
+                del table[at]
+
     def serve(self, process_id: int) -> None:
         """A client's connection to the process is captured from now on."""
         self._clients[process_id] += 1
@@ -147,7 +169,7 @@ class Linker:
             for other in known:
                 if other.key == key:
                     other.is_void = place.is_void = True
-                    self._violations["two_clients"].value += 1
+                    self._violated("two_clients", place, other.answered_ns)
         known.append(place)
         if len(known) > _KEPT_AT_ADDRESS:
             del known[0]
@@ -156,22 +178,31 @@ class Linker:
 
     def consume(self, transaction: Transaction, exchange: Exchange, role: Role) -> None:
         """Take a transaction that is over."""
-        if role is Role.SERVER:
-            if exchange.party is not None:
-                self.passive.observe(transaction, exchange)
-            place = exchange.place
-            if place is None:
-                self._consume(transaction)
-            elif place.is_settled:
-                self._finish_server(transaction, place)
-            else:
-                place.waiting.append(partial(self._finish_server, transaction, place))
+        if role is Role.CLIENT:
+            self._consume_sent(transaction, exchange)
             return
+        if exchange.party is not None:
+            self.passive.observe(transaction, exchange)
+        place = exchange.place
+        if place is None:
+            self._consume(transaction)
+        elif place.is_settled:
+            self._finish_server(transaction, place)
+        else:
+            place.waiting.append(partial(self._finish_server, transaction, place))
+
+    def _consume_sent(self, transaction: Transaction, exchange: Exchange) -> None:
         mark = exchange.mark
         state = mark.state
-        if state is _KNOWN:
+        if exchange.origin is not None:
+            self._link_relayed(transaction, exchange, exchange.origin)
+        elif state is _KNOWN:
             key = StreamKey(exchange.process_id, mark.address, mark.serial)
             transaction.stream = key  # type: ignore[misc]  # nobody has seen it yet
+            if self._distrusted and _begin_of(exchange) < self._distrusted.get(key.process_id, 0):
+                self._unlinked["violation"].value += 1
+                self._pass_unlinked(transaction, exchange)
+                return
             place = self._find(key)
             if place is None and self._given_up:
                 place = self._find_given_up(exchange, key)
@@ -305,12 +336,25 @@ class Linker:
         violated = self._check(exchange, place)
         if violated or place.is_void:
             if violated:
-                self._violations[violated].value += 1
+                self._violated(violated, place, _begin_of(exchange))
             self._unlinked["violation"].value += 1
             self._pass_unlinked(transaction, exchange)
             return
+        begin_ns = transaction.timings.connect_start_ns or transaction.timings.request_start_ns
+        self._attach(transaction, exchange, place, begin_ns)
+
+    def _link_relayed(self, transaction: Transaction, exchange: Exchange, origin: Exchange) -> None:
+        """Link what HAProxy passed on byte by byte; it had connected before there was a request."""
+        place = origin.place
+        assert place is not None  # noqa: S101 - for the type checker
+        self._attach(transaction, exchange, place, transaction.timings.request_start_ns)
+
+    def _attach(
+        self, transaction: Transaction, exchange: Exchange, place: Place, begin_ns: int
+    ) -> None:
+        """Make an attempt one of those for the request of ``place``, and pass it on."""
         timings = transaction.timings
-        place.spent.append((_begin_of(timings), timings.response_end_ns or timings.end_ns))
+        place.spent.append((begin_ns, timings.response_end_ns or timings.end_ns))
         transaction.resend_count = place.attempts  # type: ignore[misc]
         place.attempts += 1
         self._linked.value += 1
@@ -318,11 +362,16 @@ class Linker:
         is_first = has_sent and place.send(exchange.request, exchange.place)
         place.when_settled(partial(self._finish_client, transaction, exchange, place, is_first))
 
+    def _violated(self, check: str, place: Place, seen_ns: int) -> None:
+        self._violations[check].value += 1
+        if place.answered_ns >= self._blind_until_ns:
+            self.on_violation(place.process_id, check, min(seen_ns, place.answered_ns))
+
     def _check(self, exchange: Exchange, place: Place) -> str:
         """Return what contradicts a link, or nothing."""
         if exchange.thread_id and place.thread_id and exchange.thread_id != place.thread_id:
             return "thread"
-        begin_ns = exchange.connect_started_ns or exchange.request_start_ns
+        begin_ns = _begin_of(exchange)
         if begin_ns < place.eligible_ns:
             return "eligible"
         if begin_ns > place.answered_ns:
@@ -361,6 +410,7 @@ class Linker:
         transaction.begun = place.lineage[0].begun  # type: ignore[misc]
         if place.key is not None:
             transaction.stream = place.key  # type: ignore[misc]
+        if place.key is not None or place.spent:
             transaction.hop = _hop(transaction.timings, place)  # type: ignore[misc]
         self._consume(transaction)
 
@@ -396,8 +446,8 @@ def _is_older(serial: int, other: int) -> bool:
     return 0 < (other - serial) & 0xFFFFFFFF < 0x80000000
 
 
-def _begin_of(timings: Timings) -> int:
-    return timings.connect_start_ns or timings.request_start_ns
+def _begin_of(exchange: Exchange) -> int:
+    return exchange.connect_started_ns or exchange.request_start_ns
 
 
 def _hop(timings: Timings, place: Place) -> ProxyHop:

@@ -182,7 +182,8 @@ class Timings:
     @property
     def duration_ns(self) -> int:
         """First request byte to the last response byte (or to what ended it)."""
-        return max(0, (self.response_end_ns or self.end_ns) - self.request_start_ns)
+        duration = (self.response_end_ns or self.end_ns) - self.request_start_ns
+        return max(0, duration)
 
 
 @value

@@ -98,10 +98,10 @@ def main() -> None:
     one, other = (
         make_transaction(
             status=503,
-            target="/api/v1/users?id=42",
+            target=f"/api/v1/users?id={number}",
             request_headers=(("host", "api.example.com"), *headers),
         )
-        for _ in range(2)
+        for number in range(2)
     )
     facts = TransactionFacts(one)
     compiler = RuleCompiler(MACROS)

@@ -205,7 +205,7 @@ class Memory:
             return StreamMark(StreamState.UNREADABLE, 0, 0)
         function, argument = struct.unpack("<QQ", self.read(task + process, 16))
         if function != _PROCESS_STREAM:
-            return StreamMark(StreamState.OTHER, 0, 0)
+            return StreamMark(StreamState.OTHER, 0, 0, task)
         (number,) = struct.unpack("<I", self.read(argument + serial, 4))
         return StreamMark(StreamState.KNOWN, argument, number, task)
 

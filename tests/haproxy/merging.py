@@ -88,31 +88,49 @@ class _Facts:
         return ""
 
 
-class _Feed:
-    def __init__(self, joiner: LogJoiner[Joined]) -> None:
-        self._joiner = joiner
+class _Joiners:
+    """A joiner for each process, so that each has counters of its own."""
+
+    def __init__(self) -> None:
+        self.played: dict[int, Played] = {}
+        self._joiners: dict[int, LogJoiner[Joined]] = {}
+
+    def of(self, process_id: int) -> LogJoiner[Joined]:
+        joiner = self._joiners.get(process_id)
+        if joiner is None:
+            played = self.played[process_id] = Played()
+            joiner = self._joiners[process_id] = LogJoiner(
+                played, describe=describe, attach=attach, counters=played.counters
+            )
+        return joiner
 
     def consume(self, transaction: Transaction) -> None:
-        self._joiner.accept(Joined(transaction, None))
+        self.of(transaction.process.pid).accept(Joined(transaction, None))
+
+    def accept_line(self, written: Written) -> None:
+        time_ns, process_id, data, is_forwarded = written
+        self.of(process_id).accept_line(process_id, time_ns, data, is_forwarded=is_forwarded)
+
+    def tick(self, now_ns: int) -> None:
+        for joiner in self._joiners.values():
+            joiner.tick(now_ns)
+
+    def close(self) -> None:
+        for joiner in self._joiners.values():
+            joiner.close()
 
 
-def play(recording: Recording, lines: Iterable[Written]) -> Played:
-    """Merge a recording with what was logged and return what the joiner made of it."""
-    played = Played()
-    joiner = LogJoiner(played, describe=describe, attach=attach, counters=played.counters)
+def play(recording: Recording, lines: Iterable[Written]) -> dict[int, Played]:
+    """Merge a recording with what was logged; return what the joiner made of each process."""
+    joiners = _Joiners()
     facts = _Facts()
     assembler = Assembler(
-        _Feed(joiner), facts, CounterSet(),
+        joiners, facts, CounterSet(),
         limits=AssemblerLimits(body_bytes=0), ids=IdGenerator(bytes(8)),
         epoch_offset_ns=recording.epoch_offset_ns,
     )  # fmt: skip
     tracker = ConnectionTracker(assembler.open, CounterSet())
     waiting = sorted(lines, reverse=True)
-
-    def accept(written: Written) -> None:
-        time_ns, process_id, data, is_forwarded = written
-        joiner.accept_line(process_id, time_ns, data, is_forwarded=is_forwarded)
-
     now_ns = 0
     for item in recording:
         if not isinstance(item, bytes):
@@ -122,11 +140,11 @@ def play(recording: Recording, lines: Iterable[Written]) -> Played:
         event = decode(item)
         now_ns = max(now_ns, event.timestamp_ns + recording.epoch_offset_ns)
         while waiting and waiting[-1].time_ns <= now_ns:
-            accept(waiting.pop())
+            joiners.accept_line(waiting.pop())
         tracker.consume(event)
-        joiner.tick(now_ns)
+        joiners.tick(now_ns)
     for written in reversed(waiting):
-        accept(written)
+        joiners.accept_line(written)
     tracker.close(now_ns - recording.epoch_offset_ns)
-    joiner.close()
-    return played
+    joiners.close()
+    return joiners.played

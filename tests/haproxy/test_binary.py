@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import random
 import re
 import shutil
@@ -23,7 +24,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traffic.haproxy import find_binaries
 
-from otel_qtap.haproxy.binary import BinaryError, HaproxyBinary, load_bias, read_binary
+from otel_qtap.haproxy.binary import (
+    BinaryError,
+    HaproxyBinary,
+    is_called_directly,
+    load_bias,
+    read_binary,
+)
 
 PUSH, NOP, CALL, JUMP, SHORT_JUMP = "0x55", "0x90", "0xe8,0,0,0,0", "0xe9,0,0,0,0", "0xeb,0"
 PUSH_R15, PUSH_R8 = "0x41,0x57", "0x41,0x50"
@@ -225,8 +232,10 @@ def test_a_process_that_has_ended_has_no_bias() -> None:
     done = subprocess.Popen(["true"])
     done.wait()
     binary = HaproxyBinary(
-        process_stream=1, thread_context=-8, contexts=2, contexts_size=8, first_address=0,
-        process_stream_probe=1, stream_free_probe=0, has_cheap_probes=True,
+        process_stream=1, process_check=0, thread_context=-8, contexts=2, contexts_size=8,
+        first_address=0,
+        process_stream_probe=1, stream_free_probe=0, leaving_poll_probe=0,
+        has_cheap_probes=True,
     )  # fmt: skip
     with pytest.raises(OSError, match="No such file"):
         load_bias(done.pid, binary)
@@ -416,3 +425,36 @@ def test_no_file_breaks_its_reader(breakable, tmp_path_factory, seed, amount) ->
 
     with contextlib.suppress(BinaryError, OSError):
         assert read_binary(path).contexts_size >= 0
+
+
+# Where functions are called ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", list(find_binaries()))
+def test_haproxy_calls_its_streams_by_an_instruction_of_their_own(version) -> None:
+    """So the address to return to says that it was process_stream; nothing else is there."""
+    path = find_binaries()[version]
+    binary = read_binary(path)
+
+    assert is_called_directly(path, binary.process_stream)
+    assert not is_called_directly(path, binary.process_stream + 1)
+    assert binary.leaving_poll_probe
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instructions of x86-64")
+@pytest.mark.parametrize(
+    ("call", "is_direct"), [("g()", True), ("(*(void (*volatile *)(void))&f)()", False)]
+)
+def test_a_call_by_a_pointer_is_not_a_direct_one(tmp_path, call, is_direct) -> None:
+    """Anything may be called there."""
+    source, program = tmp_path / "a.c", tmp_path / "a"
+    source.write_text(
+        '__attribute__((noinline)) void g(void) { __asm__ volatile(""); }\n'
+        f"void (*f)(void) = g;\nint main(void) {{ {call}; return 0; }}\n"
+    )
+    subprocess.run(["cc", "-O0", "-o", program, source], check=True)
+    with program.open("rb") as file:
+        table = ELFFile(file).get_section_by_name(".symtab")
+        (symbol,) = table.get_symbol_by_name("g")
+
+    assert is_called_directly(program, symbol["st_value"]) is is_direct

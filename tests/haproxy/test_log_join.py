@@ -214,9 +214,82 @@ def test_several_log_targets_write_every_line_several_times(world) -> None:
     world.see(one)
     for data in (one.log(), one.log(), one.log(request="GET /xxx", end="")):
         world.write(one, data)
+    world.joiner.close()
 
     assert world.lines() == {"joined": 1, "duplicate": 2}
     assert world.transactions() == {"joined": 1}
+
+
+def test_equal_requests_within_a_millisecond_have_equal_lines(world) -> None:
+    """The second line comes before its transaction: it is no copy of the first one."""
+    one = Exchange("1", duration_ns=MS // 20)
+    two = replace(one, name="2", start_ns=one.end_ns + MS // 20, index=1)
+    world.see(one)
+    world.write(one, one.log(server="a"), after_ns=MS // 100)
+    world.write(two, two.log(server="a"), after_ns=MS // 100)
+    assert world.lines() == {"joined": 1}
+    world.see(two)
+
+    assert world.joined() == {"1": "a", "2": "a"}
+    assert (world.lines(), world.transactions()) == ({"joined": 2}, {"joined": 2})
+
+
+@pytest.mark.parametrize("late", [1, 2], ids=["next-comes-last", "next-comes-first"])
+def test_copies_are_told_once_the_next_request_is_known(world, late) -> None:
+    """Transactions come in any order; the copy of the second line is not the third one's."""
+    one, two, three = (
+        Exchange(str(n), START_NS + n * MS // 10, MS // 20, index=n) for n in range(3)
+    )
+    world.see(one)
+    for each in (one, two, three):
+        for after_ns in (MS // 200, MS // 100):
+            world.write(each, each.log(server="a"), after_ns)
+    assert world.lines() == {"joined": 1}
+    world.see((one, two, three)[late])
+    world.see((one, two, three)[3 - late])
+    assert world.lines() == {"joined": 3, "duplicate": 2}
+    world.joiner.close()
+
+    assert world.transactions() == {"joined": 3}
+    assert world.lines() == {"joined": 3, "duplicate": 3}
+
+
+@pytest.mark.parametrize("changes", [{"early": "+"}, {"request": "GET / HTTP/2.0"}])
+def test_copies_without_an_order_may_come_first(world, changes) -> None:
+    """They say the same, so it does not matter which of them is taken."""
+    one = Exchange()
+    for _ in range(2):
+        world.write(one, one.log(**changes), after_ns=-MS)
+    world.see(one)
+
+    assert world.joined() == {"1": "1"}
+    assert world.lines() == {"joined": 1, "duplicate": 1}
+
+
+def test_a_line_is_not_given_to_a_request_with_another_answer_behind_it(world) -> None:
+    """Its own is written before the next response of the connection; this one was not seen."""
+    first = Exchange("1")
+    second = Exchange("2", START_NS + 20 * MS, target="/other", index=1)
+    third = Exchange("3", START_NS + 31 * MS, 5 * MS, index=2)
+    world.see(first)
+    world.see(second)
+    world.write(third)
+    world.joiner.close()
+
+    assert world.joined() == {"1": None, "2": None}
+    assert world.lines() == {"unmatched": 1}
+
+
+def test_a_client_may_use_one_port_for_two_listeners(world) -> None:
+    """The order is that of a connection, not that of an address."""
+    one = Exchange("1")
+    other = Exchange("2", START_NS + MS, target="/other", listener=("192.0.2.1", 81))
+    world.see(one)
+    world.see(other)
+    world.write(one, after_ns=3 * MS)
+    world.write(other, after_ns=4 * MS)
+
+    assert world.joined() == {"1": "1", "2": "2"}
 
 
 OTHERS = [
@@ -227,6 +300,7 @@ OTHERS = [
     pytest.param({"target": "/other"}, id="target"),
     pytest.param({"status": 404}, id="status"),
     pytest.param({"start_ns": START_NS + 700 * MS}, id="later"),
+    pytest.param({"start_ns": START_NS + 13 * MS}, id="begun-after-the-answer"),
     pytest.param({"start_ns": START_NS - 700 * MS}, id="earlier"),
 ]
 
@@ -457,13 +531,16 @@ class Step:
     exchange: Exchange
 
 
-def play_connections(seed: int, losses: float, delay_ms: int) -> tuple[World, list[Step]]:
+def play_connections(
+    seed: int, *, losses: float = 0, delay_ms: int = 0, copies: int = 1
+) -> tuple[World, list[Step]]:
     """
     Play keep-alive connections with requests that follow each other within microseconds.
 
-    All ask for the same, so that only order and time tell them apart. ``losses`` is the
-    share of lines and of transactions that never arrive; transactions arrive up to
-    ``delay_ms`` after their end, lines when they are written.
+    All ask for the same and are served alike, so that only order and time tell them apart;
+    a captured header, which the joiner does not look at, has the name of each. ``losses``
+    is the share of lines and of transactions that never arrive; transactions arrive up to
+    ``delay_ms`` after their end, lines when they are written, each ``copies`` times.
     """
     chance = random.Random(seed)  # noqa: S311 - nothing secret
     steps = []
@@ -474,10 +551,12 @@ def play_connections(seed: int, losses: float, delay_ms: int) -> tuple[World, li
                 f"{port}-{index}", now_ns, chance.choice([MS // 20, MS // 2, 3 * MS]),
                 client=("192.0.2.7", port), index=index,
             )  # fmt: skip
-            written_ns = exchange.end_ns + chance.randrange(1, MS // 50)
-            now_ns = written_ns + chance.choice([1, MS // 100, 2 * MS])
-            if chance.random() >= losses:
-                steps.append(Step(written_ns, is_line=True, exchange=exchange))
+            now_ns = exchange.end_ns
+            for _ in range(copies):
+                now_ns += chance.randrange(1, MS // 50)
+                if chance.random() >= losses:
+                    steps.append(Step(now_ns, is_line=True, exchange=exchange))
+            now_ns += chance.choice([1, MS // 100, 2 * MS])
             if chance.random() >= losses:
                 delay_ns = chance.randrange(delay_ms * MS + 1)
                 steps.append(Step(exchange.end_ns + delay_ns, is_line=False, exchange=exchange))
@@ -485,21 +564,37 @@ def play_connections(seed: int, losses: float, delay_ms: int) -> tuple[World, li
     for step in sorted(steps, key=lambda step: step.at_ns):
         world.joiner.tick(step.at_ns)
         if step.is_line:
-            world.joiner.accept_line(PID, step.at_ns, step.exchange.log())
+            world.joiner.accept_line(PID, step.at_ns, equal_line(step.exchange))
         else:
             world.see(step.exchange)
     world.joiner.close()
     return world, steps
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32), st.sampled_from([0, 5]))
-def test_equal_requests_that_follow_each_other_are_never_confused(seed, delay_ms) -> None:
-    """Three connections of sixty equal requests, many within one millisecond of the log."""
-    world, _ = play_connections(seed, 0, delay_ms)
+def equal_line(exchange: Exchange) -> bytes:
+    """Return a line that differs from those of other requests in time and capture alone."""
+    return exchange.log(server="a").replace(b' "GET', b' {%b} "GET' % exchange.name.encode())
 
-    assert world.joined() == {name: name for name in world.joined()}
+
+def captured(world: World) -> dict[str, str | None]:
+    """Return the captured name in the line of each transaction, by its own name."""
+    return {each.name: each.line.captures[0][0] if each.line else None for each in world.out}
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([0, 5, 80]), st.sampled_from([1, 2, 3]))
+def test_equal_requests_that_follow_each_other_are_never_confused(seed, delay_ms, copies) -> None:
+    """
+    Three connections of sixty equal requests, many within one millisecond of the log.
+
+    The transactions come late and in any order, and there may be several log targets.
+    """
+    world, _ = play_connections(seed, delay_ms=delay_ms, copies=copies)
+
+    assert captured(world) == {each.name: each.name for each in world.out}
     assert world.transactions() == {"joined": 60}
+    duplicates = {"duplicate": 60 * (copies - 1)} if copies > 1 else {}
+    assert world.lines() == {"joined": 60} | duplicates
 
 
 @settings(max_examples=60, deadline=None)
@@ -510,13 +605,13 @@ def test_a_loss_does_not_shift_the_rest(seed, losses) -> None:
     a line whose transaction is lost may find the one before it without a line: two losses
     in a row that leave one of each are, seen from here, a pair.
     """
-    world, steps = play_connections(seed, losses, 0)
+    world, steps = play_connections(seed, losses=losses)
     seen = {step.exchange.name for step in steps if not step.is_line}
     logged = {step.exchange.name for step in steps if step.is_line}
 
-    wrong = {name: said for name, said in world.joined().items() if said not in (name, None)}
+    wrong = {name: said for name, said in captured(world).items() if said not in (name, None)}
     assert all(name not in logged and said not in seen for name, said in wrong.items())
-    assert {name for name, said in world.joined().items() if said == name} >= seen & logged
+    assert {name for name, said in captured(world).items() if said == name} >= seen & logged
     assert sum(world.transactions().values()) <= len(seen)
     counted = Counter(world.lines())
     assert sum(counted.values()) == len(logged)
@@ -573,5 +668,6 @@ def test_lines_about_one_request_may_be_in_two_formats(world) -> None:
     world.write(one)
     tail = b" 0/0000000000000000/0/0/0 -/TLSv1.3/TLS_AES_256_GCM_SHA384"
     world.write(one, one.log() + tail)
+    world.joiner.close()
 
     assert world.lines() == {"joined": 1, "duplicate": 1}

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -80,36 +81,116 @@ def count_lines(receiver: Program) -> int:
     return sum(len(split_lines(each.data)) for each in written(receiver, 0))
 
 
-@pytest.fixture
-def play(world, binary, tmp_path):
-    """``play(traffic, lines, …)`` returns what the joiner makes of it, once so many lines came."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A HAProxy of its own, what it is asked, and how it logs."""
 
-    def play_it(traffic: Callable[[], object], lines: int, **settings) -> merging.Played:
-        raw = tmp_path / "recording"
-        receiver = world.start("log", log_receiver.command(5514, 6514, str(tmp_path / "unix")))
-        world.wait_for_ports([6514], [receiver])
-        haproxy = HAProxySettings(
-            nbthread=2,
-            global_lines=("log 127.0.0.1:5514 format raw local0",),
-            extra_sections=RING,
-            **({"defaults_lines": ("log global", "option httplog")} | settings),
-        )
-        with (
-            RunningAgent(tmp_path, qtap_file(tap=only(str(binary))), command=("record", str(raw))),
-            HAProxy(world, tmp_path / "haproxy", haproxy, binary=binary) as proxy,
-        ):
-            pid = proxy.worker_pid
-            traffic()
-            wait_until(lambda: count_lines(receiver) >= lines, 20, f"{lines} lines")
-            time.sleep(0.3)  # in case there are more
-        receiver.stop()
-        recording = Recording(raw)
-        played = merging.play(recording, written(receiver, pid))
-        recording.close()
-        known = sum(map(played.lines, ("joined", "no_request", "duplicate")))
-        assert known == count_lines(receiver)
-        played.joined = [each for each in played.joined if each.transaction.process.pid == pid]
-        return played
+    traffic: Callable[[World], object]
+    lines: int
+    """How many lines there are at least, once it has answered."""
+    servers: tuple[Server, ...] = BACKEND
+    defaults_lines: tuple[str, ...] = ("log global", "option httplog")
+
+
+def end_badly(world: World) -> None:
+    """Clients and servers that leave at any point."""
+    for abort in ("request_head", "request_body", "request_end", "response_body"):
+        for reset in (False, True):
+            plan = ClientPlan(
+                requests=4, abort=abort, reset=reset, target="/a?size=100000&delay_ms=50",
+                body_size=20000 if abort == "request_body" else 0,
+            )  # fmt: skip
+            run_client(world, plan)
+    run_client(world, ClientPlan(requests=4, target="/x?close=mid&size=10000"))
+    run_client(world, ClientPlan(requests=4, target="/x?status=503"))
+
+
+def ask_for_chunks(world: World) -> None:
+    target = "/x?n={n}&size=200000&chunked=1000"
+    run_client(world, ClientPlan(requests=20, connections=5, target=target))
+
+
+OTHER_WAYS = {
+    "early": (("log global", "option httplog", "option logasap"), 20),
+    "clf": (("log global", "option httplog clf"), 20),
+    "two-targets": (
+        ("log global", "log 127.0.0.1:5514 len 200 format rfc5424 local1", "option httplog"),
+        40,
+    ),
+    "ring": (("log ring@to-tcp local0", "option httplog"), 20),
+}
+SCENARIOS = {
+    # The first is there before the agent has found out anything about HAProxy.
+    "equal": Scenario(
+        traffic=lambda world: run_load(world, requests=6000, connections=16, path="/same"),
+        lines=6000,
+        servers=SINK,
+    ),
+    "numbered": Scenario(
+        traffic=lambda world: run_load(
+            world, requests=3000, connections=4, pipeline=8, path="/n", numbered=True
+        ),
+        lines=3000,
+        servers=SINK,
+    ),
+    "bad": Scenario(traffic=end_badly, lines=40),
+    "dropped": Scenario(
+        traffic=lambda world: run_client(
+            world, ClientPlan(requests=40, target="/x?close=before")
+        ),
+        lines=20,
+    ),
+} | {
+    name: Scenario(traffic=ask_for_chunks, lines=lines, defaults_lines=options)
+    for name, (options, lines) in OTHER_WAYS.items()
+}  # fmt: skip
+
+
+def perform(
+    world: World, binary: Path, directory: Path, scenario: Scenario
+) -> tuple[int, list[merging.Written]]:
+    """Return which process served the traffic, and what it wrote."""
+    directory.mkdir()
+    receiver = world.start("log", log_receiver.command(5514, 6514, str(directory / "unix")))
+    world.wait_for_ports([6514], [receiver])
+    haproxy = HAProxySettings(
+        nbthread=2,
+        global_lines=("log 127.0.0.1:5514 format raw local0",),
+        extra_sections=RING,
+        servers=scenario.servers,
+        defaults_lines=scenario.defaults_lines,
+    )
+    with HAProxy(world, directory / "haproxy", haproxy, binary=binary) as proxy:
+        pid = proxy.worker_pid
+        scenario.traffic(world)
+        wait_until(lambda: count_lines(receiver) >= scenario.lines, 20, f"{scenario.lines} lines")
+        time.sleep(0.3)  # in case there are more
+    receiver.stop()
+    return pid, written(receiver, pid)
+
+
+@pytest.fixture(scope="module")
+def play(world, binary, tmp_path_factory) -> Callable[[str], merging.Played]:
+    """``play(name)`` returns what the joiner makes of a scenario; one agent records them all."""
+    directory = tmp_path_factory.mktemp("recorded")
+    raw = directory / "recording"
+    performed = {}
+    with RunningAgent(directory, qtap_file(tap=only(str(binary))), command=("record", str(raw))):
+        for name, scenario in SCENARIOS.items():
+            performed[name] = perform(world, binary, directory / name, scenario)
+    recording = Recording(raw)
+    played = merging.play(recording, [each for _, lines in performed.values() for each in lines])
+    recording.close()
+
+    def play_it(name: str) -> merging.Played:
+        pid, lines = performed[name]
+        known = {
+            result: played[pid].lines(result)
+            for result in ("joined", "no_request", "duplicate", "late", "ambiguous", "unmatched")
+        }
+        expected = sum(len(split_lines(each.data)) for each in lines)
+        assert known["joined"] + known["no_request"] + known["duplicate"] == expected, known
+        return played[pid]
 
     return play_it
 
@@ -118,11 +199,9 @@ def served(played: merging.Played) -> list[merging.Joined]:
     return [each for each in played.joined if each.transaction.direction.is_ingress]
 
 
-def test_equal_requests_at_full_speed_each_have_their_line(world, play) -> None:
+def test_equal_requests_at_full_speed_each_have_their_line(play) -> None:
     """Sixteen connections, thousands of requests that differ in nothing but time."""
-    played = play(
-        lambda: run_load(world, requests=6000, connections=16, path="/same"), 6000, servers=SINK
-    )
+    played = play("equal")
 
     assert played.lines("joined") == played.transactions("joined") == 6000
     assert played.transactions("without_line") == played.lines("unmatched") == 0
@@ -133,34 +212,19 @@ def test_equal_requests_at_full_speed_each_have_their_line(world, play) -> None:
         assert abs(line.active_ms - transaction.timings.duration_ns / 1e6) < 100
 
 
-def test_numbered_requests_have_the_line_with_their_number(world, play) -> None:
+def test_numbered_requests_have_the_line_with_their_number(play) -> None:
     """Pipelined, so that many of them arrive in one call."""
-    played = play(
-        lambda: run_load(world, requests=3000, connections=4, pipeline=8, path="/n", numbered=True),
-        3000,
-        servers=SINK,
-    )
+    played = play("numbered")
 
     assert played.lines("joined") == 3000
     assert all(line and line.target == t.request.target for t, line in served(played))
     assert len({line.target for _, line in served(played) if line}) == 3000
 
 
-def test_requests_that_end_badly_have_lines_too(world, play) -> None:
+def test_requests_that_end_badly_have_lines_too(play) -> None:
     """Clients and servers that leave at any point; what HAProxy does not log is told apart."""
 
-    def traffic() -> None:
-        for abort in ("request_head", "request_body", "request_end", "response_body"):
-            for reset in (False, True):
-                plan = ClientPlan(
-                    requests=4, abort=abort, reset=reset, target="/a?size=100000&delay_ms=50",
-                    body_size=20000 if abort == "request_body" else 0,
-                )  # fmt: skip
-                run_client(world, plan)
-        run_client(world, ClientPlan(requests=4, target="/x?close=mid&size=10000"))
-        run_client(world, ClientPlan(requests=4, target="/x?status=503"))
-
-    played = play(traffic, 40, servers=BACKEND)
+    played = play("bad")
     states = Counter(line.termination_state[:2] for _, line in served(played) if line)
 
     assert played.lines("no_request") == 8  # those that left in the head
@@ -171,13 +235,9 @@ def test_requests_that_end_badly_have_lines_too(world, play) -> None:
     assert sum(states.values()) == 32
 
 
-def test_a_request_that_haproxy_drops_without_a_word_is_no_loss(world, play) -> None:
+def test_a_request_that_haproxy_drops_without_a_word_is_no_loss(play) -> None:
     """The second request of a connection whose server closes gets neither answer nor line."""
-    played = play(
-        lambda: run_client(world, ClientPlan(requests=40, target="/x?close=before")),
-        20,
-        servers=BACKEND,
-    )
+    played = play("dropped")
 
     assert len(served(played)) == 40
     assert played.transactions("joined") + played.transactions("closed_silently") == 40
@@ -188,29 +248,11 @@ def test_a_request_that_haproxy_drops_without_a_word_is_no_loss(world, play) -> 
     )
 
 
-@pytest.mark.parametrize(
-    ("options", "lines"),
-    [
-        pytest.param(("log global", "option httplog", "option logasap"), 20, id="early"),
-        pytest.param(("log global", "option httplog clf"), 20, id="clf"),
-        pytest.param(
-            ("log global", "log 127.0.0.1:5514 len 200 format rfc5424 local1", "option httplog"),
-            40,
-            id="two-targets",
-        ),
-        pytest.param(("log ring@to-tcp local0", "option httplog"), 20, id="ring"),
-    ],
-)
-def test_other_ways_to_log_are_joined_as_well(world, play, options, lines) -> None:
+@pytest.mark.parametrize("name", OTHER_WAYS)
+def test_other_ways_to_log_are_joined_as_well(play, name) -> None:
     """Before the end of a long answer, to the second only, everything twice, and by a ring."""
-    target = "/x?n={n}&size=200000&chunked=1000"
-    played = play(
-        lambda: run_client(world, ClientPlan(requests=20, connections=5, target=target)),
-        lines,
-        servers=BACKEND,
-        defaults_lines=options,
-    )
+    played = play(name)
 
     assert played.lines("joined") == 20
-    assert played.lines("duplicate") == lines - 20
+    assert played.lines("duplicate") == SCENARIOS[name].lines - 20
     assert all(line and line.target == t.request.target for t, line in served(played))

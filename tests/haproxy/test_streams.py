@@ -32,6 +32,7 @@ from otel_qtap.events import (
     Role,
     SnapshotEvent,
     StreamMark,
+    StreamState,
 )
 from otel_qtap.haproxy import streams
 from otel_qtap.haproxy.calibration import Verdict
@@ -43,6 +44,7 @@ OTHERS = 500
 """The connection of a process that is no HAProxy."""
 SECOND_NS = 1_000_000_000
 PID = 987
+KNOWN = StreamState.KNOWN
 Seen = tuple[SnapshotEvent, DataEvent]
 
 
@@ -54,8 +56,12 @@ class Host:
         self.memories = memories
         self.accepted: list[Event] = []
         self.verdicts: list[tuple[int, Verdict, str]] = []
+        self.doubts: list[tuple[int, str, int, str]] = []
+        self.distrusted: list[tuple[int, int]] = []
         self.counters = CounterSet()
         self.streams = StreamMarks(self.accepted.append, self.counters, on_verdict=self._on_verdict)
+        self.streams.on_doubt = lambda *doubt: self.doubts.append(doubt)
+        self.streams.on_distrust = lambda *marks: self.distrusted.append(marks)
         self._ring_size = ring
         self.ring: deque[Event] = deque()
         self._is_left_alone: set[int] = set()
@@ -88,6 +94,10 @@ class Host:
 
     def _is_wanted(self, record: Event) -> bool:
         return not isinstance(record, SnapshotEvent) or record.process_id not in self._is_left_alone
+
+    def look_again(self) -> None:
+        """Let more snapshots be taken."""
+        self._is_left_alone.clear()
 
     def empty(self) -> Host:
         """Let everything come that is in the ring."""
@@ -488,6 +498,118 @@ def test_probes_need_no_verification() -> None:
 
     assert len(host.accepted) == 3
     assert NO_MARK not in host.marks
+
+
+# Looks at what is verified -------------------------------------------------------------------
+
+
+def _verified(memory: Memory) -> Host:
+    """A host on which verification is over, and snapshots are taken again."""
+    host = Host(memory).learn().feed(traffic(memory, 200))
+    assert host.verdicts[-1][1] is Verdict.VERIFIED
+    assert not host.streams.is_needed
+    host.accepted.clear()
+    host.look_again()
+    return host
+
+
+def test_a_snapshot_that_agrees_changes_nothing() -> None:
+    """The event that it was taken for passes through here; the next need not any more."""
+    memory = Memory()
+    host = _verified(memory)
+    for snapshot, event in islice(traffic(memory, 100), 96):
+        host.streams.consume(snapshot)
+        assert host.streams.is_needed
+        host.streams.consume(event)
+        assert host.accepted[-1] is event
+        assert not host.streams.is_needed
+
+    assert len(host.accepted) == 96
+    assert not host.doubts
+    assert [verdict for _, verdict, _ in host.verdicts] == [Verdict.VERIFIED]
+
+
+def test_a_snapshot_whose_event_was_lost_is_forgotten() -> None:
+    """With the next event of the process, whatever it is."""
+    memory = Memory()
+    host = _verified(memory)
+    (snapshot, _), (_, event) = islice(traffic(memory, 2), 2)
+    host.feed([snapshot, event])
+    host.streams.tick(memory.now_ns)
+
+    assert host.accepted == [event]
+    assert not host.streams.is_needed
+    assert not host.doubts
+
+
+def test_few_snapshots_in_a_long_time_are_no_contradiction() -> None:
+    """Each look begins anew: a number that has wrapped since the last does not matter."""
+    memory = Memory()
+    host = _verified(memory)
+    host.feed(traffic(memory, 50))
+    memory.now_ns += 60 * SECOND_NS
+    memory.serial = 5
+
+    host.feed(traffic(memory, 50))
+
+    assert not host.doubts
+
+
+@pytest.mark.parametrize("moved", _MOVED)
+def test_what_has_moved_since_is_doubted_and_marks_nothing_any_more(moved) -> None:
+    """Within one look; whoever is told has it verified anew, and no mark is wrong since."""
+    memory = Memory()
+    host = _verified(memory)
+    memory.offsets = moved
+    pairs = traffic(memory, 400)
+    host.feed(islice(pairs, 96))
+
+    ((process_id, check, seen_ns, why),) = host.doubts
+    assert (process_id, check) == (PID, "snapshot")
+    assert why in (
+        "the running task is elsewhere", "the number of a stream is elsewhere",
+        "the argument of process_stream does not point back to its task",
+        "no field of a stream behaves like its number",
+    )  # fmt: skip
+    marked = [e for e in host.accepted if isinstance(e, DataEvent) and e.timestamp_ns >= seen_ns]
+    assert marked
+    assert {event.stream for event in marked} == {NO_MARK}
+    host.accepted.clear()
+    host.streams.learn(PID, replace(memory.believed, since_ns=memory.now_ns))
+    assert host.distrusted == [(PID, memory.now_ns)]
+
+    host.feed(pairs).empty()
+
+    assert host.wrong() == []
+    assert host.verdicts[-1][1] in (Verdict.VERIFIED, Verdict.REFUTED)
+
+
+def test_what_is_verified_anew_links_again() -> None:
+    """A false alarm costs nothing but the marks that were made before."""
+    memory = Memory()
+    host = _verified(memory)
+    host.streams.learn(988, memory.believed)
+    before = [event for _, event in islice(traffic(memory, 10), 10)]
+    host.streams.learn(PID, replace(memory.believed, since_ns=memory.now_ns))
+    host.feed(before)
+    host.feed(traffic(memory, 300))
+
+    assert sorted(host.distrusted) == [(PID, memory_ns := host.distrusted[0][1]), (988, memory_ns)]
+    assert KNOWN not in {event.stream.state for event in host.accepted[:10]}
+    assert host.verdicts[-1][1] is Verdict.VERIFIED
+    assert host.wrong() == []
+    assert host.marks[-1] == list(memory.truth.values())[-1]
+    assert not _is_needed_later(host, memory)
+
+
+def test_what_probes_say_is_not_compared() -> None:
+    """The offsets that snapshots are read by were refuted."""
+    memory = Memory(serials=False)
+    memory.believed = replace(LAYOUT, source=StreamSource.PROBE)
+    host = Host(memory).learn().feed(seen := list(traffic(memory, 96)))
+
+    assert len(host.accepted) == len(seen)
+    assert not host.doubts
 
 
 # Processes ---------------------------------------------------------------------------------

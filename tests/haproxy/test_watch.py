@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from traffic.world import wait_until
 from otel_qtap.config.model import LinkMode
 from otel_qtap.counters import CounterSet
 from otel_qtap.events import ProcessEvent, ProcessStep
-from otel_qtap.haproxy import watch
+from otel_qtap.haproxy import probes, watch
 from otel_qtap.haproxy.binary import read_binary
 from otel_qtap.haproxy.calibration import Verdict
 from otel_qtap.haproxy.layout import DEFAULT_OFFSETS, Layout, Offsets, StreamSource
@@ -50,7 +51,7 @@ class Receiver:
         self.layouts: dict[int, Layout] = {}
         self.snapshots: dict[int, int] = {}
         self.assigned: dict[int, int] = {}
-        self.attached: list[tuple[bytes, int, int]] = []
+        self.attached: list[tuple[bytes, int, int, int]] = []
         self.refusal = ""
         self.before_attaching: Callable[[], object] = lambda: None
 
@@ -64,9 +65,12 @@ class Receiver:
         self.assigned[process_id] = number
         return True
 
-    def attach_probes(self, executable: Path, process_stream: int, stream_free: int) -> str:
+    def attach_probes(
+        self, executable: Path, process_stream: int, stream_free: int, leaving_poll: int = 0
+    ) -> str:
         self.before_attaching()
-        self.attached.append((executable.read_bytes(), process_stream, stream_free))
+        places = (process_stream, stream_free, leaving_poll)
+        self.attached.append((executable.read_bytes(), *places))
         return self.refusal
 
     def learn(self, process_id: int, layout: Layout) -> None:
@@ -93,12 +97,17 @@ class Watched:
         self.watch.follow(ProcessEvent(1, pid, step, parent, ""))
 
     def decide(self, pid: int, verdict: Verdict, reason: str = "", **changes: object) -> Layout:
-        """Bring a verdict about the layout of a process; returns what is in force then."""
+        """Bring a verdict about the layout of a process; returns what is in force in the end."""
         layout = replace(self.receiver.layout_of(pid), **changes)
         if verdict is Verdict.REFUTED:
             layout = replace(layout, source=StreamSource.NOTHING)
         self.watch.decide(layout, verdict, reason)
+        self.finish()
         return self.receiver.layout_of(pid)
+
+    def finish(self) -> None:
+        """Let probes be attached, if any are on their way."""
+        self.watch.wait_for_probes()
 
     def processes(self) -> dict[str, float]:
         """Return how many processes are linked in which way."""
@@ -365,7 +374,8 @@ def test_what_cannot_be_read_is_told_by_probes(watched, start, caplog) -> None:
     layout = each.decide(pid, Verdict.REFUTED, "nothing fits")
 
     facts = read_binary(BINARY)
-    places = (facts.process_stream_probe, facts.stream_free_probe)
+    places = (facts.process_stream_probe, facts.stream_free_probe, facts.leaving_poll_probe)
+    assert all(places)
     assert each.receiver.attached == [(BINARY.read_bytes(), *places)]
     assert layout.source is StreamSource.PROBE
     learned = each.learned[-1][1]
@@ -389,6 +399,100 @@ def test_marks_made_before_the_probes_can_be_told_from_theirs(watched, start) ->
     each.decide(pid, Verdict.REFUTED, "nothing fits")
 
     assert times[0] < times[1] < each.learned[-1][1].since_ns < time.monotonic_ns()
+
+
+def test_nobody_waits_while_probes_are_being_attached(watched, start) -> None:
+    """The tap has a ring to drain; every process of the file hears of it afterwards."""
+    first, second = start(), start()
+    each = watched()
+    each.watch.inspect(first)
+    may_go_on = threading.Event()
+    each.receiver.before_attaching = may_go_on.wait
+    each.watch.decide(each.receiver.layout_of(first), Verdict.REFUTED, "nothing fits")
+    each.watch.inspect(second)
+    each.watch.decide(each.receiver.layout_of(second), Verdict.REFUTED, "nothing fits")
+    each.watch.tick(10)
+    assert each.processes() == {"fast": 0, "probe": 0, "passive": 2}
+
+    may_go_on.set()
+    wait_until(lambda: each.receiver.attached, 10, "probes")
+    wait_until(
+        lambda: each.watch.look_after_probes() or each.processes()["probe"] == 2, 10, "the news"
+    )
+    assert len(each.receiver.attached) == 1
+    assert {pid for pid, layout in each.learned if layout.source is StreamSource.PROBE} == {
+        first, second,
+    }  # fmt: skip
+
+
+def test_a_process_may_end_while_it_waits_for_probes(watched, start) -> None:
+    """Then there is nothing more to say about it."""
+    pid = start()
+    each = watched()
+    each.watch.inspect(pid)
+    each.receiver.before_attaching = lambda: time.sleep(0.2)
+    each.watch.decide(each.receiver.layout_of(pid), Verdict.REFUTED, "nothing fits")
+    each.event(pid, ProcessStep.EXITED)
+    before = list(each.receiver.told)
+
+    each.finish()
+
+    assert each.receiver.told == before
+    assert each.processes()["probe"] == 0
+
+
+def test_what_goes_wrong_while_attaching_is_a_reason_like_any_other(watched, start, caplog) -> None:
+    """Whatever it is, HAProxy must not wait for probes for ever."""
+    pid = start()
+    each = watched(LinkMode.PROBE)
+
+    def fail() -> None:
+        raise RuntimeError("out of paper")
+
+    each.receiver.before_attaching = fail
+    each.watch.inspect(pid)
+    each.finish()
+
+    assert each.processes()["passive"] == 1
+    assert "RuntimeError: out of paper" in caplog.records[-1].getMessage()
+
+
+def test_a_file_without_the_right_functions_is_not_probed(watched, start, monkeypatch) -> None:
+    """Nothing is attached then."""
+    monkeypatch.setattr(
+        watch, "read_binary", lambda p: replace(read_binary(p), stream_free_probe=0)
+    )
+    pid = start()
+    each = watched(LinkMode.PROBE)
+    each.watch.inspect(pid)
+    each.finish()
+
+    assert not each.receiver.attached
+    assert each.processes()["passive"] == 1
+
+
+def test_a_function_that_is_called_by_a_pointer_has_no_other_end(
+    watched, start, monkeypatch
+) -> None:
+    """Where it returns to does not say what was called then; only its return would do."""
+    monkeypatch.setattr(probes, "is_called_directly", lambda *_: False)
+    each = watched(LinkMode.PROBE)
+    each.watch.inspect(start())
+    each.finish()
+
+    ((_, *_, leaving_poll),) = each.receiver.attached
+    assert leaving_poll == 0
+
+
+def test_the_log_says_once_for_each_file_how_it_is_linked(watched, start, caplog) -> None:
+    """However often it is started or reloaded."""
+    caplog.set_level(logging.INFO)
+    each = watched(LinkMode.PROBE)
+    for _ in range(3):
+        each.watch.inspect(start())
+        each.finish()
+
+    assert len([r for r in caplog.records if "linked by probes" in r.getMessage()]) == 1
 
 
 def test_nothing_is_marked_while_probes_are_being_attached(watched, start) -> None:
@@ -436,6 +540,7 @@ def test_probes_are_attached_once_for_each_file(watched, start) -> None:
     each = watched(LinkMode.PROBE)
     for _ in range(3):
         each.watch.inspect(start())
+    each.finish()
 
     assert len(each.receiver.attached) == 1
     assert {layout.source for layout in each.receiver.layouts.values()} == {StreamSource.PROBE}
@@ -452,6 +557,7 @@ def test_a_process_that_ends_while_probes_are_attached_does_no_harm(watched, sta
 
     each.receiver.before_attaching = end
     each.watch.inspect(pid)
+    each.finish()
 
     assert each.receiver.attached[0][0] == BINARY.read_bytes()
 
@@ -495,6 +601,7 @@ def test_a_mode_is_where_the_ladder_begins(watched, start, mode, source, method)
     pid = start()
     each = watched(mode)
     each.watch.inspect(pid)
+    each.finish()
 
     assert each.receiver.layout_of(pid).source is source
     assert each.watch.method_of(pid) == method
@@ -515,3 +622,187 @@ def test_linking_can_be_switched_off(watched, start) -> None:
     each.watch.find()
 
     assert not each.receiver.told
+
+
+# Doubts ---------------------------------------------------------------------------------------
+
+
+def _doubted(each: Watched, pid: int, now_s: float, check: str = "two_clients") -> Layout:
+    """Let marks of now contradict each other, and return what is in force afterwards."""
+    each.watch.doubt(pid, check, time.monotonic_ns())
+    each.watch.tick(now_s)
+    each.finish()
+    return each.receiver.layout_of(pid)
+
+
+def _verified(each: Watched, pid: int) -> None:
+    """Bring the verdict that all is as it was believed."""
+    each.watch.inspect(pid)
+    each.decide(pid, Verdict.VERIFIED)
+
+
+def _counted(each: Watched) -> dict[str, int]:
+    """Return how often there were doubts, by check."""
+    return {
+        dict(sample.labels)["check"]: int(sample.value)
+        for sample in each.counters.samples()
+        if sample.name == "otel_qtap.link.doubts" and sample.value
+    }
+
+
+def test_what_is_verified_is_looked_at_every_minute(watched, start) -> None:
+    """By some snapshots, of no other than those that are read."""
+    pid, probed = start(), start()
+    each = watched()
+    each.watch.inspect(probed)
+    each.decide(probed, Verdict.REFUTED, "nothing fits")
+    _verified(each, pid)
+    number = each.receiver.assigned[pid]
+    each.watch.tick(10)
+    each.receiver.snapshots[number] = 0
+
+    for now_s in range(11, 70):
+        each.watch.tick(now_s)
+    assert each.receiver.snapshots[number] == 0
+    each.watch.tick(70)
+
+    assert each.receiver.snapshots == {number: 96, each.receiver.assigned[probed]: 0}
+
+
+def test_the_first_contradiction_has_everything_verified_anew(watched, start, caplog) -> None:
+    """What was marked before is worth nothing; a warning says why."""
+    pid = start()
+    each = watched()
+    _verified(each, pid)
+    before_ns = time.monotonic_ns()
+    caplog.clear()
+
+    layout = _doubted(each, pid, 10)
+
+    assert layout.source is StreamSource.THREAD
+    assert each.receiver.snapshots[layout.number] == 256
+    who, learned = each.learned[-1]
+    assert (who, learned.number) == (pid, layout.number)
+    assert learned.since_ns > before_ns
+    assert _counted(each) == {"two_clients": 1}
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert f"(PID {pid})" in record.getMessage()
+    assert "two_clients" in record.getMessage()
+
+
+def test_a_doubt_is_acted_on_later(watched, start) -> None:
+    """It comes while events are being passed on: nothing may be changed under their feet."""
+    pid = start()
+    each = watched()
+    _verified(each, pid)
+    before = list(each.receiver.told)
+
+    each.watch.doubt(pid, "thread", time.monotonic_ns())
+
+    assert each.receiver.told == before
+
+
+def test_many_contradictions_at_once_are_one(watched, start) -> None:
+    """The same cause brings them; those that come of older marks do not count at all."""
+    pid = start()
+    each = watched()
+    _verified(each, pid)
+    old_ns = time.monotonic_ns()
+    for check in ("thread", "eligible", "answered"):
+        each.watch.doubt(pid, check, old_ns)
+    each.watch.tick(10)
+    each.watch.doubt(pid, "answered", old_ns)  # while it is being verified anew
+    each.decide(pid, Verdict.VERIFIED, since_ns=each.learned[-1][1].since_ns)
+    each.watch.doubt(pid, "answered", old_ns)
+    each.watch.tick(11)
+
+    assert _counted(each) == {"thread": 1}
+    assert each.watch.method_of(pid) == "fast"
+
+
+_LADDER = [
+    # tap.link, the ways that follow each other
+    (LinkMode.AUTO, ["fast", "probe", "passive"]),
+    (LinkMode.FAST, ["fast", "passive"]),
+    (LinkMode.PROBE, ["probe", "passive"]),
+]
+
+
+@pytest.mark.parametrize(("mode", "ways"), _LADDER)
+def test_the_third_contradiction_within_ten_minutes_changes_the_way(
+    watched, start, caplog, mode, ways
+) -> None:
+    """With a warning that names all of them."""
+    pid = start()
+    each = watched(mode)
+    each.watch.inspect(pid)
+    each.finish()
+    now_s = 0.0
+    for way, following in zip(ways, [*ways[1:], ways[-1]], strict=True):
+        for number in range(3):
+            assert each.watch.method_of(pid) == way
+            if way == "fast":
+                since_ns = each.learned[-1][1].since_ns
+                each.decide(pid, Verdict.VERIFIED, since_ns=since_ns)
+            caplog.clear()
+            now_s += 200
+            _doubted(each, pid, now_s, "two_clients" if number else "snapshot")
+        assert each.watch.method_of(pid) == following
+        if way != "passive":
+            first = caplog.records[0]
+            assert first.levelno == logging.WARNING
+            assert "(two_clients; snapshot: 1, two_clients: 2 within 10 min" in first.getMessage()
+    assert each.processes()["passive"] == 1
+
+
+def test_contradictions_that_are_rare_change_nothing(watched, start) -> None:
+    """One in five minutes is verified away each time."""
+    pid = start()
+    each = watched()
+    _verified(each, pid)
+
+    for number in range(10):
+        _doubted(each, pid, 10 + 300 * number)
+        each.decide(pid, Verdict.VERIFIED, since_ns=each.learned[-1][1].since_ns)
+
+    assert each.watch.method_of(pid) == "fast"
+    assert _counted(each) == {"two_clients": 10}
+
+
+def test_what_is_not_verified_the_second_time_takes_the_next_way(watched, start) -> None:
+    """At once: two looks agree then."""
+    pid = start()
+    each = watched()
+    _verified(each, pid)
+    _doubted(each, pid, 10, "snapshot")
+
+    assert each.decide(pid, Verdict.REFUTED, "nothing fits").source is StreamSource.PROBE
+
+
+def test_another_image_of_the_same_file_begins_anew(watched, start) -> None:
+    """After a reload the worker is fast again, whatever the old one was."""
+    old, new = start(), start()
+    each = watched()
+    _verified(each, old)
+    for number in range(3):
+        _doubted(each, old, 10 + number)
+        each.decide(old, Verdict.VERIFIED, since_ns=each.learned[-1][1].since_ns)
+    assert each.watch.method_of(old) == "probe"
+
+    each.watch.inspect(new)
+
+    assert each.watch.method_of(new) == "fast"
+
+
+@pytest.mark.parametrize("mode", [LinkMode.PASSIVE, LinkMode.OFF])
+def test_nobody_is_doubted_of_whom_nothing_was_believed(watched, start, sleeper, mode) -> None:
+    """Nor a process that is no HAProxy."""
+    pid = start()
+    each = watched(mode)
+    each.watch.inspect(pid)
+    each.watch.doubt(pid, "thread", time.monotonic_ns())
+    each.watch.doubt(sleeper, "thread", time.monotonic_ns())
+    each.watch.tick(10)
+
+    assert _counted(each) == {}

@@ -234,7 +234,7 @@ def test_every_request_is_linked_to_its_client(scene, version, worker) -> None:
 
 
 def test_the_log_says_how_requests_are_linked(scene, request) -> None:
-    """With its process."""
+    """With its process; not again and again, as it is the same for all that run the file."""
     way = request.node.callspec.params["scene"][1]
     said = {
         "fast": "backend requests are linked by its streams (fast)",
@@ -245,6 +245,9 @@ def test_the_log_says_how_requests_are_linked(scene, request) -> None:
 
     assert about
     assert all(said[way] in message for message in about)
+    for workers in scene.workers.values():
+        named = [m for m in about if set(map(str, workers)) & set(re.findall(r"\d+", m))]
+        assert len(named) <= (len(workers) if way == "fast" else 1)
 
 
 @pytest.mark.parametrize("way", ["passive", "off"])

@@ -99,8 +99,10 @@ class Identifier:
         self._nonces = nonces
         entered = ((r.front_port, r.port, r) for r in truth.requests)
         served = ((a.server_port, a.port, a) for a in truth.attempts)
-        self._clients = _Connections(entered, _requests_at, is_lossless=is_lossless)
-        self._servers = _Connections(served, _attempts_at, is_lossless=is_lossless)
+        self._clients = _Connections(entered, _requests_at, slack_ns=0, is_lossless=is_lossless)
+        self._servers = _Connections(
+            served, _attempts_at, slack_ns=_ACCEPT_SLACK_NS, is_lossless=is_lossless
+        )
 
     def request(self, transaction: Transaction) -> Request | None:
         """Return the request that a SERVER transaction is about, ``None`` if none is certain."""
@@ -170,8 +172,11 @@ class _Connections(Generic[_Record]):
         records: Iterable[tuple[int, int, _Record]],
         at_time: Callable[[list[_Record], Transaction], list[_Record]],
         *,
+        slack_ns: int,
         is_lossless: bool,
     ) -> None:
+        self._slack_ns = slack_ns
+        """How long before it was opened, by the notes, a connection may have been used."""
         self._at_time: Callable[[list[_Record], Transaction], list[_Record]] = at_time
         self._is_lossless = is_lossless
         self._by_nonce: dict[str, list[_Record]] = defaultdict(list)
@@ -217,7 +222,11 @@ class _Connections(Generic[_Record]):
     def _connection_at(self, server: int, peer: int, at_ns: int) -> list[_Record]:
         """Return the records of the connection that these two ports made at that time."""
         connections = self._by_ends.get((server, peer), [])
-        place = bisect_right(connections, at_ns + _ACCEPT_SLACK_NS, key=_opened)
+        place = bisect_right(connections, at_ns + self._slack_ns, key=_opened)
+        # A port can be used again at once, so several may have been opened by then.
+        for connection in connections[:place]:
+            if _ended(connection) >= at_ns:
+                return connection
         return connections[place - 1] if place else []
 
 
@@ -233,6 +242,10 @@ def _index(record: Request | Attempt) -> int:
 
 def _opened(connection: list[Any]) -> int:
     return int(connection[0].opened_ns)
+
+
+def _ended(connection: list[Any]) -> int:
+    return max(each.last_ns for each in connection)
 
 
 def _requests_at(connection: list[Request], transaction: Transaction) -> list[Request]:

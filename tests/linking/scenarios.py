@@ -357,9 +357,8 @@ def _several_proxies() -> list[Scenario]:
         scenario("chain-tcp-first", "mode tcp",
                  proxy(mode="tcp", servers=servers(ports=(second,))), proxy(port=second),
                  fronts=mixed_fronts, least_recall=0.5),
-        # In mode tcp HAProxy knows no requests, so nothing tells yet which belong together.
-        *_both("tcp", "mode tcp", tcp, least_recall=0.0),
-        scenario("tcp-close", "mode tcp", tcp, client={"close": 1}, least_recall=0.0),
+        *_both("tcp", "mode tcp", tcp),
+        scenario("tcp-close", "mode tcp", tcp, client={"close": 1}),
         *_both("send-proxy", "PROXY protocol", proxy(servers=servers("send-proxy"))),
         scenario("reload", "reload", proxy(http_reuse="always"), reloads=3, requests=2500,
                  client={**IDENTIFIED, "connections": 24, "think_ms": 30}),

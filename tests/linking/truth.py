@@ -48,6 +48,11 @@ class Request:
     """``complete``, ``aborted`` (by the client, as planned), ``closed``, ``unfinished``."""
     is_from_cache: bool
 
+    @property
+    def last_ns(self) -> int:
+        """When it was over for the client."""
+        return self.done_ns
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -69,6 +74,11 @@ class Attempt:
     status: int
     outcome: str
     """``answered``, ``dropped`` (as planned), ``gone`` (the connection ended before)."""
+
+    @property
+    def last_ns(self) -> int:
+        """When the backend was last seen to have to do with it."""
+        return max(self.head_ns, self.answered_ns)
 
 
 class AttemptKind(Enum):

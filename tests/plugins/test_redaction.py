@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hmac
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from otel_qtap.config.model import RedactConfig
 from otel_qtap.plugins.redaction import Redactor
 
 REDACTOR = Redactor()
@@ -180,6 +183,35 @@ def test_a_secret_never_survives_whatever_stands_around_it(path, key, others, pl
     redacted = REDACTOR.redact_url(f"{path}?{'&'.join(pairs)}")
     assert "hunter2" not in redacted
     assert redacted.count("REDACTED") == 1
+
+
+def test_the_file_adds_names_to_those_that_are_known(make_transaction) -> None:
+    """However they are spelled; the defaults stay."""
+    config = RedactConfig(headers=("X-Tenant",), query=("voucher-code",))
+    transaction = make_transaction(
+        target="/a?voucherCode=v1&token=t1&page=2",
+        request_headers=(("x-tenant", "acme"), ("Authorization", "Bearer b1"), ("accept", "*/*")),
+    )
+    request = Redactor.of(config).redact(transaction).request
+
+    assert request.target == "/a?voucherCode=REDACTED&token=REDACTED&page=2"
+    assert [value for _, value in request.headers] == ["REDACTED", "REDACTED", "*/*"]
+
+
+def test_with_a_key_equal_secrets_become_equal_hashes(make_transaction, monkeypatch) -> None:
+    """Who has no key learns only which are equal; another key gives other hashes."""
+    monkeypatch.setenv("QTAP_HASH_KEY", "k1")
+    config = RedactConfig(hash_key={"type": "env", "value": "QTAP_HASH_KEY"})
+    headers = (("authorization", "s3cret"), ("cookie", "other"))
+    transaction = make_transaction(target="/a?token=s3cret", request_headers=headers)
+    request = Redactor.of(config).redact(transaction).request
+    by_hand = hmac.new(b"k1", b"s3cret", "sha256").hexdigest()[:16]
+
+    assert request.target == f"/a?token=REDACTED-{by_hand}"
+    assert request.headers[0][1] == f"REDACTED-{by_hand}"
+    assert request.headers[1][1] not in (f"REDACTED-{by_hand}", "REDACTED", "other")
+    monkeypatch.setenv("QTAP_HASH_KEY", "k2")
+    assert Redactor.of(config).redact(transaction).request.target != request.target
 
 
 def test_plugins_that_ask_in_turn_get_the_same_answer(make_transaction) -> None:

@@ -297,34 +297,6 @@ def test_programs_go_along_to_be_attached(converse) -> None:
         os.close(descriptor)
 
 
-def test_places_are_told_with_their_programs(monkeypatch) -> None:
-    """By name, file, offset and end of the function; attachments come back by name."""
-    places = [
-        loader.ProbePlace("entry", Path("/proc/5/exe"), 0x1004),
-        loader.ProbePlace("return", Path("/proc/5/exe"), 0x1004, is_return=True),
-    ]
-    asked: list[Any] = []
-
-    def run(message: dict[str, Any], programs: list[int]) -> tuple[list[str], list[int]]:
-        asked.append((message, programs))
-        return ["attachment:entry", "attachment:return"], [50, 51]
-
-    monkeypatch.setattr(loader, "_run_loader", run)
-
-    assert loader.attach(places, [10, 11]) == {"entry": 50, "return": 51}
-    assert asked == [
-        (
-            {
-                "attach": [
-                    ["entry", "/proc/5/exe", 0x1004, False],
-                    ["return", "/proc/5/exe", 0x1004, True],
-                ]
-            },
-            [10, 11],
-        )
-    ]
-
-
 def test_a_hook_is_told_with_its_program(monkeypatch) -> None:
     """By its tracepoint; what keeps it attached comes back by that name."""
     asked: list[Any] = []
@@ -501,53 +473,15 @@ def test_a_kernel_that_refuses_a_spare_program_goes_without(fake_bpf, monkeypatc
 
 
 class Attaching:
-    """``bcc.lib`` as far as probes need it."""
+    """``bcc.lib`` as far as hooks on demand need it."""
 
     def __init__(self, answer: int = 40) -> None:
         self.asked: list[tuple[Any, ...]] = []
         self._answer = answer
 
-    def bpf_attach_uprobe(self, *arguments: Any) -> int:
-        self.asked.append(arguments)
-        return self._answer
-
     def bpf_attach_tracepoint(self, *arguments: Any) -> int:
         self.asked.append(arguments)
         return self._answer
-
-
-def _ask_to_attach(fake_bpf, lib: Attaching, path: str) -> tuple[list[str], list[int], list[int]]:
-    ours, theirs = socket.socketpair()
-    fake_bpf.module.lib = lib
-    with ours, theirs, Path("/dev/null").open("rb") as null:
-        socket.send_fds(ours, [b"\0"], [null.fileno()] * 2)
-        places = [("entry", path, 0x1004, False), ("return", path, 0x1004, True)]
-        names, descriptors = bcc._attach(theirs, places)
-    programs = [asked[0] for asked in lib.asked]
-    return names, descriptors, programs
-
-
-def test_probes_are_attached_by_the_offset_in_the_file(fake_bpf) -> None:
-    """For all processes that run it; each with the program that came for it."""
-    lib = Attaching()
-    names, descriptors, programs = _ask_to_attach(fake_bpf, lib, "/opt/\udcff/haproxy")
-
-    assert (names, descriptors) == (["attachment:entry", "attachment:return"], [40, 40])
-    assert [Path(f"/proc/self/fd/{each}").readlink() for each in programs] == [
-        Path("/dev/null")
-    ] * 2
-    for each in programs:
-        os.close(each)
-    every_process = -1
-    for asked, (kind, name) in zip(lib.asked, [(0, b"_entry"), (1, b"_return")], strict=True):
-        assert (asked[1], asked[3:6]) == (kind, (b"/opt/\xff/haproxy", 0x1004, every_process))
-        assert asked[2].endswith(name)
-
-
-def test_a_probe_that_cannot_be_attached_is_named(fake_bpf) -> None:
-    """The agent goes on without."""
-    with pytest.raises(OSError, match="cannot attach to entry"):
-        _ask_to_attach(fake_bpf, Attaching(-1), "/opt/haproxy")
 
 
 @pytest.mark.parametrize("answer", [40, -1], ids=["attached", "refused"])

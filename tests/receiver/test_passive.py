@@ -93,7 +93,7 @@ def test_only_tracepoints_are_asked_for(rung) -> None:
 
 
 def test_the_loader_attaches_in_no_other_way() -> None:
-    """To raw and ordinary tracepoints and to functions of a program, never to the kernel's."""
+    """To raw and ordinary tracepoints."""
     source = Path(__file__).parents[2] / "otel_qtap" / "receiver" / "bcc.py"
     text = source.read_text(encoding="utf-8")
 
@@ -101,33 +101,38 @@ def test_the_loader_attaches_in_no_other_way() -> None:
         "attach_raw_tracepoint",
         "attach_tracepoint",
         "bpf_attach_tracepoint",
-        "bpf_attach_uprobe",
     }
-    # The kernel has one type of program for its own functions and for those of programs.
+    # The kernel has one type of program for its own functions and for those of programs; these
+    # are loaded here and attached by uprobes.py.
     types = {"RAW_TRACEPOINT", "TRACEPOINT", "KPROBE"}
     assert set(re.findall(r"bcc\.BPF\.([A-Z_]+)", text)) == types
-    assert set(re.findall(r"bcc\.lib\.(\w+)", text)) == {
-        "bpf_attach_tracepoint",
-        "bpf_attach_uprobe",
-    }
+    assert set(re.findall(r"bcc\.lib\.(\w+)", text)) == {"bpf_attach_tracepoint"}
+
+
+def test_probes_go_to_functions_of_programs_only() -> None:
+    """Through the source of events that knows no others, never to a function of the kernel."""
+    source = Path(__file__).parents[2] / "otel_qtap" / "receiver" / "uprobes.py"
+    text = source.read_text(encoding="utf-8")
+
+    assert re.findall(r"/sys/[\w/]+", text) == ["/sys/bus/event_source/devices/uprobe/type"]
 
 
 def test_probes_keep_to_maps_of_their_own() -> None:
     """A program on a function of HAProxy notes what it was called with, and nothing else."""
-    functions = dict(
-        re.findall(
-            r"^int (\w+)\(struct pt_regs \*ctx\)\n{(.*?)^}",
-            _code(bpf_directory() / "haproxy.h"),
-            re.DOTALL | re.MULTILINE,
-        )
-    )
+    code = _code(bpf_directory() / "haproxy.h")
+    flags = re.DOTALL | re.MULTILINE
+    programs = re.findall(r"^int (\w+)\(struct pt_regs \*ctx\)\n{(.*?)^}", code, flags)
+    shared = re.findall(r"^static [^\n]* begin_call\([^{]*{(.*?)^}", code, flags)
 
-    assert set(functions) == set(PROBES)
-    for body in functions.values():
+    assert {name for name, _ in programs} == set(PROBES)
+    assert len(shared) == 1
+    for body in [*(body for _, body in programs), *shared]:
         used = set(re.findall(r"(\w+(?:\.\w+)?)\(", body))
         assert used <= {
-            "if", "PT_REGS_PARM1", "PT_REGS_PARM2", "bpf_get_current_pid_tgid", "stream_key",
-            "generations.lookup", "generations.update", "processing.update", "processing.delete",
+            "if", "PT_REGS_PARM1", "PT_REGS_PARM2", "PT_REGS_SP", "PT_REGS_IP", "sizeof",
+            "begin_call", "bpf_get_current_pid_tgid", "stream_key", "generations.lookup",
+            "generations.update", "processing.lookup", "processing.update", "processing.delete",
+            "bpf_probe_read_user", "__builtin_memcpy", "__builtin_memset",
         }  # fmt: skip
 
 
@@ -136,8 +141,8 @@ def test_probes_keep_to_maps_of_their_own() -> None:
 _TARGETS = {
     "a variable on the stack": {
         "&context", "&error", "&file", "&inode", "&limit", "&mode", "&name", "&net", "&next",
-        "&number", "&pid", "&pointer", "&protocol", "&segment", "&task", "&tgid", "call", "last",
-        "words",
+        "&number", "&pid", "&pointer", "&protocol", "&returns_to", "&segment", "&task", "&tgid",
+        "&call.return_address", "call", "code", "last", "words",
     },
     "what the caller has on its stack or in a map": {
         "&out->serial", "address->bytes", "probe", "start", "&c->local_port",

@@ -81,7 +81,7 @@ def test_probes_are_programs_too(rung) -> None:
     """Loaded with the rest, because the compiler is gone by the time that one is wanted."""
     request = _request(rung)
 
-    assert len(request.probes) == 3
+    assert len(request.probes) == 4
     for function in request.probes:
         assert re.search(rf"^int {function}\(struct pt_regs ", request.source, re.MULTILINE)
         assert function not in {hook.function for hook in request.hooks}

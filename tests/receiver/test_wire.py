@@ -161,7 +161,7 @@ _EVENTS = st.one_of(
     st.builds(
         SnapshotEvent, _IDS, _TIMES, _PIDS, st.sampled_from(Role), _IDS,
         st.tuples(*[_IDS] * 16), st.tuples(*[st.binary(min_size=64, max_size=64)] * 16),
-        _IDS, _IDS, st.just(bytes(range(256)) * 4),
+        _IDS, _IDS, st.just(bytes(range(256)) * 4), st.booleans(),
     ),
     st.builds(
         ProcessEvent, _TIMES, _PIDS, st.sampled_from(ProcessStep), _PIDS,

@@ -171,7 +171,10 @@ def test_compiled_code_equals_the_walk_over_the_tree(compiler, tree, known) -> N
     """For the expression and for its negation, whatever is missing."""
     for text in (str(tree), f"!({tree})"):
         rule = compiler.compile(text)
-        assert rule.matches(known) is (rule.explain(known).outcome is Outcome.HOLDS), text
+        holds = rule.explain(known).outcome is Outcome.HOLDS
+        assert rule.matches(known) is holds, text
+        assert rule.about(known, "subject")("anything") is holds, text
+        assert vars(known).pop("subject") == "anything"
 
 
 @settings(max_examples=150, deadline=None)

@@ -3,33 +3,52 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import re2
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from otel_qtap.rules import RuleCompiler
 from otel_qtap.rules.regex import Regex, RegexError
+from otel_qtap.rules.tree import Compare, Field, Literal, Operator
+
+PATH = Field("http.req.path")
 
 PLAIN = [
-    pytest.param("dc2-", "dc2-", id="anywhere"),
-    pytest.param(r"^\/api\/", "/api/", id="start"),
-    pytest.param(r"\.php$", ".php", id="end"),
-    pytest.param(r"^\/health$", "/health", id="whole"),
-    pytest.param("sshd$", "sshd", id="program"),
-    pytest.param("", "", id="empty"),
+    pytest.param("dc2-", ("dc2-",), id="anywhere"),
+    pytest.param(r"^\/api\/", ("/api/",), id="start"),
+    pytest.param(r"\.php$", (".php",), id="end"),
+    pytest.param(r"^\/health$", ("/health",), id="whole"),
+    pytest.param("sshd$", ("sshd",), id="program"),
+    pytest.param(r"a\$", ("a$",), id="escaped-dollar"),
+    pytest.param(r"a\|b", ("a|b",), id="escaped-bar"),
+    pytest.param("", ("",), id="empty"),
+    pytest.param("curl|wget", ("curl", "wget"), id="choice"),
+    pytest.param("^/a|^/b", ("/a", "/b"), id="choice-of-starts"),
+    pytest.param(r"^\/(api|admin)\/", ("/api/", "/admin/"), id="choice-in-a-path"),
+    pytest.param(r"\.(?:png|jpg)$", (".png", ".jpg"), id="choice-of-ends"),
+    pytest.param("^(/health|/ready)$", ("/health", "/ready"), id="choice-of-wholes"),
+    pytest.param("a(|b)", ("a", "ab"), id="choice-with-nothing"),
 ]
 
 
-@pytest.mark.parametrize(("pattern", "text"), PLAIN)
-def test_plain_patterns_need_no_engine(pattern, text) -> None:
-    """What holds no special character but its ties is looked for as text."""
+@pytest.mark.parametrize(("pattern", "texts"), PLAIN)
+def test_plain_patterns_need_no_engine(pattern, texts) -> None:
+    """What holds no special character but its ties, or a choice of such, is looked for as text."""
     plain = Regex(pattern).plain
     assert plain is not None
-    assert plain.text == text
+    assert plain.texts == texts
 
 
-@pytest.mark.parametrize("pattern", ["a.c", "a|b", "(?i)api", "[ab]", r"\d", "a{2}", "a^b", r"a\$"])
+ENGINE = [
+    *("a.c", "(?i)api", "[ab]", r"\d", "a{2}", "a^b", "^a|b", "a|b$", "(a|b)+", "(a|(b))", "(^a)"),
+    *("(a|b)(c|d)", "|".join(map(str, range(17)))),
+]
+
+
+@pytest.mark.parametrize("pattern", ENGINE)
 def test_other_patterns_need_the_engine(pattern) -> None:
     """In doubt the engine decides."""
     assert Regex(pattern).plain is None
@@ -54,17 +73,35 @@ def test_patterns_mean_what_re2_means(pattern, text, is_found) -> None:
     assert Regex(pattern).search(text) is is_found
 
 
-@settings(max_examples=300, deadline=None)
+PIECES = ["a", "b", "ab", r"\/", r"\.", ".", r"\$", r"\\", r"\|", "é", "-"]
+plain_texts = st.lists(st.sampled_from(PIECES), max_size=3).map("".join)
+choices = st.lists(plain_texts, min_size=1, max_size=3).map("|".join)
+grouped = st.tuples(
+    *(st.sampled_from(["", "^"]), plain_texts, st.sampled_from(["(", "(?:"])),
+    *(choices, st.just(")"), plain_texts, st.sampled_from(["", "$"])),
+).map("".join)
+tied = st.tuples(st.sampled_from(["", "^"]), plain_texts, st.sampled_from(["", "$"])).map("".join)
+anything = st.lists(st.sampled_from([*PIECES, "^", "$", "|", "(a|b)", "(", ")"]), max_size=6).map(
+    "".join
+)
+
+
+@settings(max_examples=600, deadline=None)
 @given(
-    pattern=st.lists(
-        st.sampled_from(["a", "b", "/", r"\/", r"\.", ".", "^", "$", r"\$", r"\\", "é", "-", "|"]),
-        max_size=6,
-    ).map("".join),
+    pattern=st.one_of(anything, grouped, st.lists(tied, min_size=1, max_size=3).map("|".join)),
     text=st.text(alphabet="ab/.^$\\é-\n|", max_size=12),
 )
 def test_short_cuts_agree_with_re2(pattern, text) -> None:
-    """With or without the engine, the answer is RE2's."""
-    assert Regex(pattern).search(text) is (re2.search(pattern, text) is not None)
+    """With or without the engine, alone or in a rule, the answer is RE2's."""
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        expected = re2.search(pattern, text, options) is not None
+    except re2.error:
+        reject()
+    assert Regex(pattern).search(text) is expected
+    rule = RuleCompiler().compile(str(Compare(PATH, Operator.MATCHES, Literal(Regex(pattern)))))
+    assert rule.matches(SimpleNamespace(http_req_path=text)) is expected
 
 
 SLOW_ELSEWHERE = [  # exponential or cubic in engines that go back and try again

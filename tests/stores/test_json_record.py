@@ -22,6 +22,7 @@ FULL = {
         "request_id": "d3kq1f0t8s4c73a1b2c0",
         "connection_id": "d3kq1f0t8s4c73a1b2bg",
         "endpoint_id": "localhost",
+        "tags": ["bin:haproxy", "protocol:http1", "strategy:observe"],
     },
     "request": {
         "method": "POST",

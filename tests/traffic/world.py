@@ -1,8 +1,9 @@
 """
 The demo's world, for tests: HAProxy, backends and clients on ports that nobody else sees.
 
-``examples/haproxy_demo/world.py`` is the one implementation; this module only makes it
-importable from the tests, whose search path does not lead to the examples.
+``examples/haproxy_demo/world.py`` is the one implementation. pytest finds the examples by
+``pythonpath`` in ``pyproject.toml``; this module is the way to them for the programs among
+the tests that run by themselves, such as ``recordings/make.py``.
 """
 
 from __future__ import annotations

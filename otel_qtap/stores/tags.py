@@ -1,5 +1,5 @@
 """
-Tags of events: what Qtap says about every process without being asked.
+Tags: what Qtap says about every process without being asked.
 
 Written as ``key:value`` where a list is wanted, and as lists by key in Connection
 events. Both halves are normalised as Qtap does it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from otel_qtap.plugins.tags import normalised_tags, process_tags, tags_by_key
+from otel_qtap.stores.tags import normalised_tags, process_tags, tags_by_key
 
 TAGS = [
     pytest.param(["team:edge"], ["team:edge"], id="plain"),

@@ -1,0 +1,99 @@
+"""
+Connections that HAProxy passes through byte by byte: HTTP in its ``mode tcp``.
+
+There HAProxy knows no requests, and one stream is a connection of a client with one to a
+server, for as long as they last. The answers to the client say nothing: they are sent by
+another task than that of the stream. What tells which two belong together is who got the
+client's first bytes:
+
+    the stream         before the server has accepted, and the connection to the server was
+                       opened by the same stream
+    the client's task  afterwards; it sends them on at once, and lives as long as the
+                       connection: no other client has it
+
+Within the two connections a request is the one with the same head, in order; where bytes are
+missing, at the same place. Seen so in HAProxy 2.6, 2.8 and 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Generic, Protocol, TypeVar
+
+from otel_qtap.connection.tracker import Connection
+from otel_qtap.events import StreamMark, StreamState
+from otel_qtap.transaction.exchange import Exchange
+
+__all__ = ["Relays", "origin_of"]
+
+_KNOWN, _OTHER = StreamState.KNOWN, StreamState.OTHER
+_Key = tuple[int, int, int]
+
+
+class Relayed(Protocol):
+    """A connection whose requests may be passed on, or were: a ``Conversation``."""
+
+    connection: Connection
+
+    @property
+    def in_flight(self) -> Iterable[Exchange]:
+        """The requests that wait for their answer."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every request was seen, and nothing before the first."""
+
+
+T = TypeVar("T", bound=Relayed)
+
+
+class Relays(Generic[T]):
+    """Finds the client whose bytes go to a server."""
+
+    def __init__(self) -> None:
+        self._clients: dict[_Key, list[T]] = {}
+        """Open connections, by process with stream and number, or with task."""
+
+    def receive(self, client: T) -> None:
+        """A client's first bytes have come."""
+        key = _key_of(client.connection.process_id, client.connection.connecting)
+        if key is not None:
+            self._clients.setdefault(key, []).append(client)
+
+    def leave(self, client: T) -> None:
+        """HAProxy closes the connection: what belonged to it will be used again."""
+        key = _key_of(client.connection.process_id, client.connection.connecting)
+        if key is not None and client in self._clients.get(key, ()):
+            self._clients[key].remove(client)
+            if not self._clients[key]:
+                del self._clients[key]
+
+    def find(self, process_id: int, connecting: StreamMark, sending: StreamMark) -> T | None:
+        """Return whose bytes a server gets, by the marks of the connect and the first bytes."""
+        for mark, state in ((connecting, _KNOWN), (sending, _OTHER)):
+            key = _key_of(process_id, mark) if mark.state is state else None
+            clients = self._clients.get(key, ()) if key is not None else ()
+            if len(clients) == 1:
+                return clients[0]
+        return None
+
+
+def origin_of(sent: Exchange, client: Relayed, server: Relayed) -> Exchange | None:
+    """Return the request of the client that was passed on as ``sent``."""
+    is_whole = client.is_whole and server.is_whole
+    for asked in client.in_flight:
+        if asked.is_relayed:
+            continue
+        if asked.request == sent.request and (is_whole or asked.position == sent.position >= 0):
+            return asked
+        if is_whole:
+            return None  # then it is the next one, or something else than a relay
+    return None
+
+
+def _key_of(process_id: int, mark: StreamMark) -> _Key | None:
+    if mark.state is _KNOWN:
+        return process_id, mark.address, mark.serial
+    if mark.state is _OTHER and mark.task:
+        return process_id, mark.task, -1
+    return None
