@@ -60,6 +60,8 @@ class Calibration:
         self._owners: set[int] | None = None
         """Offsets in the stream at which the task stood each time."""
         self._serials = _SerialSearch()
+        self._misfit = ""
+        """Why the streams found with the offsets in force are none."""
         self._is_changed = False
 
     @property
@@ -67,6 +69,7 @@ class Calibration:
         """Whether something speaks for the offsets in force, and nothing against them."""
         return (
             not self.reason
+            and not self._misfit
             and not self._is_changed
             and self._hits > 0
             and self.offsets.serial in self._serials.candidates
@@ -84,7 +87,7 @@ class Calibration:
             return Verdict.REFUTED
         if self._is_changed:
             return Verdict.CHANGED
-        if self._hits < _ENOUGH or not self._serials.is_tried:
+        if self._misfit or self._hits < _ENOUGH or not self._serials.is_tried:
             return Verdict.OPEN
         candidates = self._serials.candidates
         if len(candidates) == 1:
@@ -97,8 +100,8 @@ class Calibration:
     @property
     def contradiction(self) -> str:
         """What speaks against the offsets in force, however little was seen; or nothing."""
-        if self.reason:
-            return self.reason
+        if self.reason or self._misfit:
+            return self.reason or self._misfit
         if self._is_changed:
             return "the running task is elsewhere"
         if self.offsets.serial not in self._serials.candidates:
@@ -156,34 +159,50 @@ class Calibration:
         Take the places at which the function was found while a client was being answered.
 
         HAProxy does that in ``process_stream``, nearly always (a request that it cannot read
-        has no stream). Tasks that wait for their turn hold the function, too, so what is
-        found now and then means nothing.
+        has no stream). Tasks that wait for their turn hold the function, too: what is found
+        now and then means nothing, and on a busy thread some place may hold it nearly always.
+        So the place that explains most counts, and those in force if they explain as much;
+        whether they are right shows in the numbers of the streams as well.
         """
         self._answers += 1
         self._explained.update(hits)
-        share = self._answers * _NEARLY_ALL
-        places = [place for place, times in self._explained.items() if times >= share]
+        if self._answers < _SOME:
+            return
         ours = (self.offsets.current, self.offsets.process)
-        if self._answers >= _ENOUGH and len(places) != 1:
-            where = "at several places" if places else "not at the same place each time"
-            self.reason = f"the running task is {where}"
-        elif self._answers >= _SOME and len(places) == 1 and places[0] != ours:
+        candidates = {
+            p: times for p, times in self._explained.items() if p != ours or not self._misfit
+        }
+        most = max(candidates.values(), default=0)
+        places = [place for place, times in candidates.items() if times == most]
+        if most < self._answers * _NEARLY_ALL:
+            if self._answers >= _ENOUGH:
+                self.reason = "the running task is not at the same place each time"
+        elif ours in places:
+            return
+        elif len(places) == 1:
             self.offsets = Offsets(*places[0], self.offsets.serial)
             self._is_changed = True
+        elif self._answers >= _ENOUGH:
+            self.reason = "the running task is at several places"
 
     def _look_at_stream(self, snapshot: SnapshotEvent, *, is_new: bool) -> None:
         if not snapshot.task or not snapshot.stream_address:
             return  # taken before the offsets came into force
+        if not self._misfit:
+            self._misfit = self._find_misfit(snapshot, is_new=is_new)
+        if self._misfit and self._hits >= _SOME:  # else another place may explain it all
+            self.reason = self._misfit
+
+    def _find_misfit(self, snapshot: SnapshotEvent, *, is_new: bool) -> str:
+        """Return why this cannot be the stream being processed, or nothing."""
         words = struct.iter_unpack("<Q", snapshot.stream)
         owners = {i for i, (word,) in enumerate(words) if word == snapshot.task}
         owners = owners if self._owners is None else self._owners & owners
         if not owners:
-            self.reason = "the argument of process_stream does not point back to its task"
-            return
+            return "the argument of process_stream does not point back to its task"
         self._owners = owners
         self._serials.observe(snapshot, is_new=is_new)
-        if not self._serials.candidates:
-            self.reason = "no field of a stream behaves like its number"
+        return "" if self._serials.candidates else "no field of a stream behaves like its number"
 
 
 class _SerialSearch:

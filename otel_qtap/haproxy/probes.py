@@ -1,9 +1,9 @@
 """
 Attaching probes to HAProxy executables, beside the tap.
 
-It takes about a second, because a loader process does it; nobody drains the ring meanwhile
-if the tap waits for it. So it is done on a thread of its own, one executable at a time, and
-who asked hears of it later.
+The executable is searched and the kernel takes its time, 0.1 s or more; nobody drains the ring
+meanwhile if the tap waits for it. So it is done on a thread of its own, one executable at a
+time, and who asked hears of it later.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Job:
     executable: _Executable
     binary: HaproxyBinary
     file: int
-    """Descriptor: the process may end before the loader gets there (``haproxy -c``)."""
+    """Descriptor: the process may end before its turn comes (``haproxy -c``)."""
 
 
 class Probes:

@@ -25,7 +25,7 @@ from otel_qtap.transaction.model import Ending, Timings, Transaction
 from otel_qtap.transaction.neighbours import Neighbours
 from otel_qtap.transaction.passive import PassiveLinker
 from otel_qtap.transaction.place import Place
-from otel_qtap.transaction.relays import Relays, origin_of
+from otel_qtap.transaction.relays import Relays, pass_on
 
 __all__ = ["Assembler", "AssemblerLimits", "BodyPolicy"]
 
@@ -111,7 +111,7 @@ class Assembler:
         if connection.role is Role.SERVER:
             self.linker.serve(connection.process_id)
             self._serving.setdefault(connection.process_id, set()).add(talk)
-            self._relays.receive(talk)
+            self._relays.join(talk)
         return talk
 
     # What the passive linker asks -------------------------------------------------------
@@ -139,8 +139,8 @@ class Assembler:
         """Return the place of an exchange in flight."""
         return self._place_of(exchange)
 
-    def shut(self, talk: Conversation) -> None:
-        """Expect no more bytes of a client that HAProxy could pass on."""
+    def forget_task(self, talk: Conversation) -> None:
+        """What got the first bytes of a client will be used for others."""
         if talk.connection.role is Role.SERVER:
             self._relays.leave(talk)
 
@@ -173,12 +173,10 @@ class Assembler:
             )
         if talk.origin is None:
             return
-        origin = origin_of(exchange, talk.origin, talk)
-        if origin is not None:
-            origin.is_relayed = True
-            self._receive(talk.origin, origin, exchange.request_head_ns)
-            self._place_of(origin)
-        exchange.origin = origin
+        asked = pass_on(exchange, talk.origin, talk)
+        if asked is not None:
+            self._receive(talk.origin, asked, exchange.request_head_ns)
+            self._place_of(asked)
 
     def _receive(self, talk: Conversation, exchange: Exchange, now_ns: int) -> None:
         """Find the request that a neighbour sent, if that is captured as well."""
@@ -190,6 +188,18 @@ class Assembler:
             place.is_received = True
             place.await_parent()
             meeting.receive(exchange.position, now_ns, partial(self._belong, place))
+
+    def _meet(self, talk: Conversation, exchange: Exchange, now_ns: int) -> None:
+        """
+        Give an exchange with a neighbour its place at the latest now.
+
+        What one end received may be told before what the other end sent: they run on
+        different processors. So the neighbour may not have answered yet, by what is known.
+        """
+        if talk.connection.role is Role.SERVER:
+            self._receive(talk, exchange, now_ns)
+        elif exchange.place is None and talk.meeting is not None and talk.meeting.is_complete:
+            self._place_of(exchange).await_parent()  # the linker settles it
 
     def _belong(self, place: Place, sent: Exchange | None) -> None:
         if sent is None or (sent.place is None and sent.is_emitted):
@@ -261,8 +271,10 @@ class Assembler:
         """Hand on a transaction that is over."""
         connection = talk.connection
         exchange.is_emitted = True
-        if talk.meeting is not None and connection.role is Role.SERVER:
-            self._receive(talk, exchange, end_ns)
+        if exchange.passage is not None and connection.role is Role.SERVER:
+            exchange.passage.decide(is_certain=False)  # unless it was answered before
+        if talk.meeting is not None:
+            self._meet(talk, exchange, end_ns)
         offset = self.epoch_offset_ns
         start_ns = exchange.request_start_ns + offset
         if ending is _COMPLETE:

@@ -55,7 +55,7 @@ from otel_qtap.transaction.passive import PassiveLinker
 __all__ = ["Conversation", "ConversationOwner"]
 
 _KNOWN = StreamState.KNOWN
-_OTHER = StreamState.OTHER
+_OUTSIDE_STREAMS = (StreamState.OTHER, StreamState.NONE)
 _WORKING = (StreamState.KNOWN, StreamState.ENDING)
 _NOTHING_ASKED = RequestHead("", "", "", (), 0, None)
 _COMPLETE = Ending.COMPLETE  # looking up a member takes longer than comparing with it
@@ -88,8 +88,8 @@ class ConversationOwner(Protocol):
     def relay(self, talk: Conversation, exchange: Exchange) -> None:
         """HAProxy begins a request to a server over a connection that may be a relay."""
 
-    def shut(self, talk: Conversation) -> None:
-        """The process closes its side of the connection."""
+    def forget_task(self, talk: Conversation) -> None:
+        """The task that got the connection's first bytes has no more to do with it."""
 
     def leave(self, talk: Conversation) -> None:
         """The connection is over."""
@@ -285,10 +285,10 @@ class Conversation:
             self._end_flow(Flow.RECEIVE, now)
         elif step is CloseStep.LOCAL_CLOSED:
             self._closer = self._closer or "local"
-            self._owner.shut(self)
+            self._owner.forget_task(self)
             self._end_flow(Flow.SEND, now)
         elif step is CloseStep.LOCAL_CLOSED_TOO:
-            self._owner.shut(self)
+            self._owner.forget_task(self)
         elif step is CloseStep.REMOTE_CLOSED:
             self._closer = self._closer or "remote"
         elif step is CloseStep.CONNECT_FAILED:
@@ -414,7 +414,9 @@ class Conversation:
                 exchange.connect_started_ns = self.connection.connect_started_ns
             if self.meeting is not None:
                 self._owner.send(self, exchange)
-            if self.origin is not None or (not self._index and self._first_mark.state is _OTHER):
+            if self.origin is not None or (
+                not self._index and self._first_mark.state in _OUTSIDE_STREAMS
+            ):
                 self._owner.relay(self, exchange)
 
     def _on_request_end(self, event: MessageEnd, current: Exchange, now: int) -> None:
@@ -427,6 +429,7 @@ class Conversation:
             self._emit(current, Ending.LOST, now)
 
     def _on_proxy_header(self, header: ProxyHeader) -> None:
+        self._owner.forget_task(self)  # it reads such a line and nothing else
         if header.source_address:
             self.proxied_source = Peer(header.source_address, header.source_port)
 
@@ -494,6 +497,8 @@ class Conversation:
             exchange.response_head_ns = now
             if not self._is_client and self._first_mark.state is _KNOWN:
                 self._answer(exchange, self._first_mark, self._first_response_ns)
+            if exchange.passage is not None and not self._is_client:
+                exchange.passage.decide(is_certain=self._first_mark.state in _OUTSIDE_STREAMS)
             if exchange.party is not None and self._passive is not None:
                 if self._first_mark.state is StreamState.NOT_ASKED or self._is_client:
                     exchange.eligible_ns = max(exchange.request_head_ns, self._last_answer_ns)

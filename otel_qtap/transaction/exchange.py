@@ -19,6 +19,7 @@ from otel_qtap.transaction.place import Place
 
 if TYPE_CHECKING:
     from otel_qtap.transaction.parties import Party
+    from otel_qtap.transaction.relays import Passage
 
 __all__ = ["MANY_BYTES", "AssemblerLimits", "BodyBuffer", "Exchange", "MemoryBudget"]
 
@@ -129,12 +130,11 @@ class Exchange:
         "interim_statuses",
         "is_emitted",
         "is_first_after_connect",
-        "is_relayed",
         "is_request_over",
         "judged",
         "mark",
-        "origin",
         "party",
+        "passage",
         "place",
         "position",
         "process_id",
@@ -191,10 +191,8 @@ class Exchange:
         """Thread that began to answer."""
         self.is_emitted = False
         self.place: Place | None = None
-        self.origin: Exchange | None = None
-        """The client's request that was passed on byte by byte as this one."""
-        self.is_relayed = False
-        """Whether it is the origin of another."""
+        self.passage: Passage | None = None
+        """What it has in common with the one as which HAProxy passed it on, or which it was."""
         self.party: Party | None = None
         """What the passive linker knows of it, where it looks for links."""
         self.body_start: BodyStart | None = None

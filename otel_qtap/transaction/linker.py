@@ -192,11 +192,26 @@ class Linker:
             place.waiting.append(partial(self._finish_server, transaction, place))
 
     def _consume_sent(self, transaction: Transaction, exchange: Exchange) -> None:
+        passage = exchange.passage
+        if passage is None:
+            self._consume_marked(transaction, exchange)
+            return
+        place = passage.asked.place
+        assert place is not None  # noqa: S101 - for the type checker
+
+        def proceed(is_certain: bool) -> None:
+            if is_certain:  # HAProxy had connected before there was a request
+                begin_ns = transaction.timings.request_start_ns
+                self._attach(transaction, exchange, place, begin_ns)
+            else:
+                self._consume_marked(transaction, exchange)
+
+        passage.when_decided(proceed)
+
+    def _consume_marked(self, transaction: Transaction, exchange: Exchange) -> None:
         mark = exchange.mark
         state = mark.state
-        if exchange.origin is not None:
-            self._link_relayed(transaction, exchange, exchange.origin)
-        elif state is _KNOWN:
+        if state is _KNOWN:
             key = StreamKey(exchange.process_id, mark.address, mark.serial)
             transaction.stream = key  # type: ignore[misc]  # nobody has seen it yet
             if self._distrusted and _begin_of(exchange) < self._distrusted.get(key.process_id, 0):
@@ -342,12 +357,6 @@ class Linker:
             return
         begin_ns = transaction.timings.connect_start_ns or transaction.timings.request_start_ns
         self._attach(transaction, exchange, place, begin_ns)
-
-    def _link_relayed(self, transaction: Transaction, exchange: Exchange, origin: Exchange) -> None:
-        """Link what HAProxy passed on byte by byte; it had connected before there was a request."""
-        place = origin.place
-        assert place is not None  # noqa: S101 - for the type checker
-        self._attach(transaction, exchange, place, transaction.timings.request_start_ns)
 
     def _attach(
         self, transaction: Transaction, exchange: Exchange, place: Place, begin_ns: int

@@ -12,22 +12,52 @@ client's first bytes:
                        connection: no other client has it
 
 Within the two connections a request is the one with the same head, in order; where bytes are
-missing, at the same place. Seen so in HAProxy 2.6, 2.8 and 3.2.
+missing, at the same place. And it counts only once its client is being answered outside of any
+stream: a request that HAProxy has read itself is answered by a stream, which knows better.
+
+A PROXY line is read by a task that exists for nothing else, so it tells nothing. Of probes
+(``tap.link: probe``) only the stream is known. Seen so in HAProxy 2.6, 2.8 and 3.2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
 from otel_qtap.connection.tracker import Connection
 from otel_qtap.events import StreamMark, StreamState
 from otel_qtap.transaction.exchange import Exchange
 
-__all__ = ["Relays", "origin_of"]
+__all__ = ["Passage", "Relays", "pass_on"]
 
 _KNOWN, _OTHER = StreamState.KNOWN, StreamState.OTHER
 _Key = tuple[int, int, int]
+
+
+class Passage:
+    """A client's request that was passed on, if it is certain that it was not read meanwhile."""
+
+    __slots__ = ("_is_certain", "_waiting", "asked")
+
+    def __init__(self, asked: Exchange) -> None:
+        self.asked = asked
+        self._is_certain: bool | None = None
+        self._waiting: list[Callable[[bool], None]] = []
+
+    def decide(self, *, is_certain: bool) -> None:
+        """The client is being answered, or never will be; only the first call counts."""
+        if self._is_certain is None:
+            self._is_certain = is_certain
+            waiting, self._waiting = self._waiting, []
+            for proceed in waiting:
+                proceed(is_certain)
+
+    def when_decided(self, proceed: Callable[[bool], None]) -> None:
+        """Call ``proceed`` with whether it is certain, now or as soon as it is known."""
+        if self._is_certain is None:
+            self._waiting.append(proceed)
+        else:
+            proceed(self._is_certain)
 
 
 class Relayed(Protocol):
@@ -54,14 +84,14 @@ class Relays(Generic[T]):
         self._clients: dict[_Key, list[T]] = {}
         """Open connections, by process with stream and number, or with task."""
 
-    def receive(self, client: T) -> None:
+    def join(self, client: T) -> None:
         """A client's first bytes have come."""
         key = _key_of(client.connection.process_id, client.connection.connecting)
         if key is not None:
             self._clients.setdefault(key, []).append(client)
 
     def leave(self, client: T) -> None:
-        """HAProxy closes the connection: what belonged to it will be used again."""
+        """What got the first bytes will be used for others."""
         key = _key_of(client.connection.process_id, client.connection.connecting)
         if key is not None and client in self._clients.get(key, ()):
             self._clients[key].remove(client)
@@ -78,13 +108,14 @@ class Relays(Generic[T]):
         return None
 
 
-def origin_of(sent: Exchange, client: Relayed, server: Relayed) -> Exchange | None:
-    """Return the request of the client that was passed on as ``sent``."""
+def pass_on(sent: Exchange, client: Relayed, server: Relayed) -> Exchange | None:
+    """Return the request of the client that was passed on as ``sent``, and make them a pair."""
     is_whole = client.is_whole and server.is_whole
     for asked in client.in_flight:
-        if asked.is_relayed:
+        if asked.passage is not None:
             continue
         if asked.request == sent.request and (is_whole or asked.position == sent.position >= 0):
+            sent.passage = asked.passage = Passage(asked)
             return asked
         if is_whole:
             return None  # then it is the next one, or something else than a relay

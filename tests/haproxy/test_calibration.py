@@ -298,6 +298,9 @@ def test_a_guess_is_plausible_from_the_first_hit_until_something_contradicts() -
     for pair in hits(memory, 3):
         calibration.observe(*pair)
     assert not calibration.is_plausible
+    assert calibration.verdict is Verdict.OPEN
+    for pair in hits(memory, 16):
+        calibration.observe(*pair)
     assert calibration.verdict is Verdict.REFUTED
 
 
@@ -364,18 +367,39 @@ def test_a_stream_that_does_not_know_its_task_is_none() -> None:
     assert "does not point back to its task" in calibration.reason
 
 
-def test_two_places_of_the_task_are_one_too_many() -> None:
-    """Which of them holds the running one when they differ?"""
-    memory = Memory()
+def _beside_others(memory: Memory, *places: int, idle: int = 0) -> Iterator:
+    """Answers on a busy thread: at ``places`` are tasks that wait, but not each ``idle``th time."""
+    waiting = [memory.begin(90 + number) for number in range(8)]
+    for number in range(200):
+        stream = memory.begin(number % 3)
+        is_busy = not idle or number % idle
+        for place in places:
+            memory.put_context(place, memory.chance.choice(waiting).task if is_busy else 0)
+        yield memory.send(stream, ANSWER, Role.SERVER)
+        memory.end(stream)
 
-    def twice() -> Iterator:
-        for number in range(100):
-            stream = memory.begin(number % 3)
-            memory.put_context(96, stream.task)
-            yield memory.send(stream, ANSWER, Role.SERVER)
-            memory.end(stream)
 
-    calibration, verdicts = calibrate(memory, twice())
+@pytest.mark.parametrize("idle", [0, 30], ids=["always", "nearly-always"])
+def test_tasks_that_wait_do_not_unsettle_the_offsets_in_force(idle) -> None:
+    """On a thread that is never idle something waits in its queue all the time."""
+    _, verdicts = calibrate(memory := Memory(), _beside_others(memory, 96, idle=idle))
+
+    assert verdicts == [Verdict.VERIFIED]
+
+
+def test_what_is_always_there_counts_more_than_what_nearly_always_is() -> None:
+    """The guess was the queue; the running task is at the other place."""
+    memory = Memory(Offsets(48, 8, 12))
+    calibration, verdicts = calibrate(memory, _beside_others(memory, 32, idle=30))
+
+    assert verdicts[0] is Verdict.CHANGED
+    assert calibration.found[:2] == (48, 8)
+
+
+def test_two_places_of_which_neither_was_expected_are_one_too_many() -> None:
+    """Which of them holds the running one?"""
+    memory = Memory(Offsets(48, 8, 12))
+    calibration, verdicts = calibrate(memory, _beside_others(memory, 96))
 
     assert verdicts == [Verdict.REFUTED]
     assert calibration.reason == "the running task is at several places"

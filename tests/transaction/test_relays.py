@@ -252,3 +252,60 @@ def _live(proxy: Proxy, chance: random.Random) -> dict[tuple[int, int], tuple[in
         client.destroyed()
         server.destroyed()
     return truth
+
+
+def test_a_request_that_haproxy_has_read_is_linked_by_its_stream(proxy) -> None:
+    """Its memory was used again: the task that sends was another client's before."""
+    other = proxy.client(connecting=TASK, remote_port=51001)
+    other.ask(GET)
+    client = proxy.client(remote_port=51002)
+    client.ask(GET)
+    server = proxy.server(STREAM)
+    server.ask(GET, TASK)
+    server.answer(OK)
+    client.answer(OK, STREAM)
+    other.answer(OK, OTHER_STREAM)
+
+    assert linked(proxy.play()) == [(51002, 0)]
+
+
+def test_a_client_that_is_never_answered_proves_nothing(proxy) -> None:
+    """Only its answer tells that HAProxy did not read the request itself."""
+    client, server = proxy.client(connecting=TASK), proxy.server(OTHER_STREAM)
+    client.ask(GET)
+    server.ask(GET, TASK)
+    server.answer(OK)
+    assert linked(proxy.play()) == []
+    client.destroyed()
+
+    assert linked(proxy.play()) == [None]
+
+
+def test_the_task_that_reads_a_proxy_line_is_not_the_clients(proxy) -> None:
+    """It is over with that, and its memory used again."""
+    client, server = proxy.client(connecting=TASK), proxy.server(OTHER_STREAM)
+    client.ask(b"PROXY TCP4 192.0.2.9 192.0.2.1 5000 80\r\n" + GET)
+    server.ask(GET, TASK)
+    server.answer(OK)
+    client.answer(OK, OTHER_TASK)
+    client.destroyed()
+
+    assert linked(proxy.play()) == [None]
+
+
+def test_what_a_neighbour_answered_may_be_told_after_it_was_received(proxy) -> None:
+    """The two run on different processors."""
+    sender = proxy.timeline.open(
+        Role.CLIENT, 900, process_id=4, local_address="192.0.2.7", local_port=51234,
+        remote_address="172.18.0.2", remote_port=80,
+    )  # fmt: skip
+    client = proxy.client()
+    sender.ask(GET)
+    client.ask(GET)
+    sender.answer(OK)
+    client.answer(OK, STREAM)
+
+    sent, served = proxy.play()
+
+    assert served.link is not None
+    assert served.link.parent_id == sent.request_id
