@@ -23,7 +23,7 @@ from threading import Thread
 from typing import BinaryIO
 
 from otel_qtap.config.capture import CaptureLevel
-from otel_qtap.config.model import Config, HttpMetricsPlugin, TapDirection
+from otel_qtap.config.model import Config, HttpMetricsPlugin, LinkMode, TapDirection
 from otel_qtap.connection.facts import Facts
 from otel_qtap.connection.model import Process
 from otel_qtap.connection.tracker import Connection, ConnectionTracker, StreamReader
@@ -137,6 +137,7 @@ class Pipeline:
             ids=self._ids,
             epoch_offset_ns=epoch_offset_ns,
             bodies=self,
+            links_by_evidence=config.tap.link is not LinkMode.OFF,
         )
         self.assembler.linker.on_failed_check = self.haproxy.check
         self._report_connections()

@@ -56,12 +56,15 @@ class Assembler:
         ids: IdGenerator,
         epoch_offset_ns: int,
         bodies: BodyPolicy | None = None,
+        links_by_evidence: bool = True,
     ) -> None:
         """
         ``epoch_offset_ns`` turns the kernel's monotonic time into time since the epoch.
 
         ``bodies`` is asked about long ones; without it all are kept up to the limits.
+        ``links_by_evidence`` says whether to look for links where no process tells any.
         """
+        self._links_by_evidence = links_by_evidence
         self._bodies = bodies
         self.limits = limits
         self.epoch_offset_ns = epoch_offset_ns
@@ -118,7 +121,9 @@ class Assembler:
 
     def passive_for(self, connection: Connection) -> PassiveLinker | None:
         """Return who looks for the links of a connection; nobody if streams tell them."""
-        return None if connection.process_id in self._telling else self.linker.passive
+        if connection.process_id in self._telling or not self._links_by_evidence:
+            return None
+        return self.linker.passive
 
     def note_streams(self, process_id: int) -> None:
         """A process tells its streams."""

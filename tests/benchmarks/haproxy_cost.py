@@ -15,10 +15,14 @@ it can be trusted.
 Three loads, over 64 keep-alive connections:
 
 cost        HAProxy alone on one processor, everything else on the others, as fast as
-            the load program goes: CPU per request
+            the load program goes, or at ``--rate``: CPU per request
 saturation  nobody pinned, as fast as it goes: requests per second, and whether anything
             is lost when all want the same processors
 steady      nobody pinned, a fixed 5,000 requests per second: latency and CPU
+
+As fast as it goes means fewer requests with an agent, because it takes its share of the
+processors; and a HAProxy that gets fewer requests at a time pays more for each. What watching
+costs by itself shows at one rate for all: ``--load cost --rate 5000``.
 
 After each run with the agent: transactions captured + requests counted as lost = 2 x
 requests, since HAProxy has a client's and a server's side of each.
@@ -454,6 +458,9 @@ def main() -> None:
         help="where transactions go: nowhere, a file, a rotel on this machine")  # fmt: skip
     add("--load", action="append", choices=("cost", "saturation", "steady", "start"),
         help="what to measure; default: everything")  # fmt: skip
+    add("--rate", type=float, default=0, metavar="N",
+        help=f"requests per second of the loads cost and steady; default: as fast as it goes, "
+             f"and {STEADY_RATE}")  # fmt: skip
     arguments = parser.parse_args()
     agents = arguments.agent or ["sockets:off", "sockets:fast", "syscalls:off"]
     loads = arguments.load or ["cost", "saturation", "steady", "start"]
@@ -473,13 +480,16 @@ def main() -> None:
         if "cost" in loads:
             with scene.pinned():
                 title = "cost: HAProxy alone on one processor, all others on the rest"
-                measure(scene, title, variants, requests, rounds).print()
+                if arguments.rate:
+                    title += f", {arguments.rate:.0f} requests/s"
+                measure(scene, title, variants, requests, rounds, arguments.rate).print()
         if "saturation" in loads:
             title = "saturation: nobody pinned"
             measure(scene, title, variants, requests, rounds).print()
         if "steady" in loads:
-            title = f"steady: nobody pinned, {STEADY_RATE} requests/s"
-            measure(scene, title, variants, requests, rounds, STEADY_RATE).print()
+            rate = arguments.rate or STEADY_RATE
+            title = f"steady: nobody pinned, {rate:.0f} requests/s"
+            measure(scene, title, variants, requests, rounds, rate).print()
         if "start" in loads:
             measure_starts(scene, agents, rounds)
 
