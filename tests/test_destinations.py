@@ -176,8 +176,9 @@ def test_keys_that_are_missing_are_an_error(make, environ, message) -> None:
     assert ends_as(before)
 
 
-def test_what_was_made_before_a_failure_is_closed(make) -> None:
+def test_what_was_made_before_a_failure_is_closed(make, monkeypatch) -> None:
     """Nothing is left running."""
+    monkeypatch.setenv("KEY_NONE", "set while the file was checked")
     before = threads()
     broken = S3 % ("id: broken, " + KEYS.replace("KEY_SECRET", "KEY_NONE"))
     with pytest.raises(DestinationError, match="broken"):

@@ -24,7 +24,7 @@ def assert_paired(seen) -> None:
 
 
 def echo(token: str, port: int, **settings) -> ClientPlan:
-    target = f"{token}?echo=1&n={{n}}"
+    target = f"{token}{'&' if '?' in token else '?'}echo=1&n={{n}}"
     return ClientPlan(port=port, target=target, body_size=BODY, **settings)
 
 
@@ -38,7 +38,7 @@ def test_reloads_under_load(world, any_binary, agent, token, tmp_path) -> None:
         ThreadPoolExecutor() as pool,
     ):
         workers = {haproxy.worker_pid}
-        plan = echo(token, 8095, requests=400, connections=4, new_connection=True)
+        plan = echo(f"{token}?delay_ms=30", 8095, requests=400, connections=4, new_connection=True)
         running = pool.submit(run_client, world, plan)
         for _ in range(2):
             agent.wait_until(
