@@ -86,8 +86,9 @@ class _StatusPages:
                 raise _ReloadError(f"what answers at {listen.text} is no otel-qtap")
             return answer.read().decode("utf-8", "replace")
         except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "strerror", None) or error
             raise _ReloadError(
-                f"no agent answers at {listen.text} ({error}); say where it listens with "
+                f"no agent answers at {listen.text} ({reason}); say where it listens with "
                 "--status-listen HOST:PORT, or which process it is with --pid"
             ) from None
         finally:

@@ -73,8 +73,9 @@ class LiveAgent:
                 answer = connection.getresponse()
                 body = answer.read()
         except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "strerror", None) or error
             raise ReportError(
-                f"no agent answers on {self.url} ({error}); name its --status-listen, or a file"
+                f"no agent answers on {self.url} ({reason}); name its --status-listen, or a file"
             ) from None
         if answer.status != 200:
             raise ReportError(f"{self.url} answers {answer.status} and no report")
