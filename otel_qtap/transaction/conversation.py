@@ -279,7 +279,7 @@ class Conversation:
         """The connection is one step nearer to its end."""
         step, now = event.step, event.timestamp_ns
         if event.stream.state in _WORKING and self._pending:
-            self._give_up(self._pending[0], event.stream, now)
+            self._close_unanswered(self._pending[0], event.stream, now)
         if step is CloseStep.RECEIVED_END:
             self._closer = self._closer or "remote"
             self._end_flow(Flow.RECEIVE, now)
@@ -568,7 +568,7 @@ class Conversation:
         exchange.eligible_ns = max(exchange.request_head_ns, self._last_answer_ns)
         self._owner.answer(self, exchange, now)
 
-    def _give_up(self, exchange: Exchange, mark: StreamMark, now: int) -> None:
+    def _close_unanswered(self, exchange: Exchange, mark: StreamMark, now: int) -> None:
         """HAProxy closes the connection before it began to answer a request."""
         last = self._last_mark
         is_of_last = mark.state is _KNOWN and (mark.address, mark.serial) == (

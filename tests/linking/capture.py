@@ -20,16 +20,15 @@ from pathlib import Path
 from kernel.agent import RunningAgent, only
 from linking.fetch_haproxy import fetched, root_of
 from linking.identify import Topology
-from linking.programs import compile_program
 from linking.scenarios import DEAD_ADDRESSES, SERVER_PORTS, Scenario, options
 from linking.truth import Truth
 from traffic.haproxy import HAProxy, HAProxySettings, find_binaries
+from traffic.load import compile_program
 from traffic.world import Program, World, WorldError, wait_until
 
-from otel_qtap.config.model import TapConfig
+__all__ = ["BODY_BYTES", "MODES", "Capture", "capture", "find_haproxy"]
 
-__all__ = ["BODY_BYTES", "MODES", "Capture", "capture", "find_haproxy", "modes_exist"]
-
+HERE = Path(__file__).resolve().parent
 MODES = ("auto", "fast", "probe", "passive")
 QTAP_FILE = """\
 version: 2
@@ -43,20 +42,12 @@ tap:
 """
 """Bodies are captured, and nothing is delivered anywhere."""
 
-LINK_LINE = "link: {mode}"
-"""What sets the mode in the ``tap`` section of the Qtap file, once it knows the key."""
-
 BODY_BYTES = 64 * 1024
 """Captured of each body; nonces stand at its start."""
 
 _LOAD_S = 240.0
 _STOP_S = 120.0
 _SETTLE_S = 0.5  # for the agent to have a look at new processes; reloads get no such time
-
-
-def modes_exist() -> bool:
-    """Whether this version of the agent lets its user choose how to link."""
-    return "link" in TapConfig.model_fields
 
 
 def find_haproxy() -> dict[str, Path]:
@@ -147,9 +138,7 @@ def capture(
         stack.callback(stage.close)
         watched, seen_as = stage.program("watched")
         config = directory / "qtap.yaml"
-        tap = only(str(seen_as), str(watched))
-        if modes_exist():
-            tap += "\n" + LINK_LINE.format(mode=mode)
+        tap = f"{only(str(seen_as), str(watched))}\nlink: {mode}"
         config.write_text(QTAP_FILE + "".join(f"  {line}\n" for line in tap.splitlines()))
         world = stack.enter_context(World(directory / "world"))
         work = directory / "haproxy"
@@ -191,7 +180,7 @@ def capture(
 
 
 def _start_backend(world: World, scenario: Scenario, directory: Path) -> Program:
-    command = [str(compile_program("backend")), "--truth", str(directory / "backend.truth")]
+    command = [str(compile_program("backend", HERE)), "--truth", str(directory / "backend.truth")]
     for port in SERVER_PORTS:
         command += ["--listen", f"127.0.0.1:{port}"]
     program = world.start("backend", [*command, *options(scenario.backend)])
@@ -203,7 +192,7 @@ def _run_load(
     world: World, scenario: Scenario, directory: Path, proxies: Sequence[HAProxy]
 ) -> float:
     """Run the client to its end, with the reloads in between; return its seconds."""
-    command = [str(compile_program("load")), "--truth", str(directory / "client.truth")]
+    command = [str(compile_program("load", HERE)), "--truth", str(directory / "client.truth")]
     for port in scenario.entries:
         command += ["--connect", f"127.0.0.1:{port}"]
     command += ["--requests", str(scenario.requests), "--timeout", str(_LOAD_S)]

@@ -29,16 +29,11 @@ from otel_qtap.receiver.recording import Recording
 from otel_qtap.replay import replay
 from otel_qtap.transaction.model import Transaction
 
-__all__ = ["Result", "evaluate", "links_exist", "replayed"]
+__all__ = ["Result", "evaluate", "replayed"]
 
 _NONCE = re.compile(rb"N([qr]):[0-9a-f]{16}")
 _NO_NONCE = rb"N\1:0000000000000000"
 _REPLAY_S = 60.0
-
-
-def links_exist() -> bool:
-    """Whether this version of the agent links at all."""
-    return "link" in Transaction.__dataclass_fields__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +53,14 @@ class Result:
         found = list(self.capture.truth.problems()[:5])
         if not self.score.is_precise:
             found.append(f"wrong links: {self.score.total}, {self.score.neighbours}")
-        if links_exist() and self.score.recall < least_recall:
+        if self.score.recall < least_recall:
             found.append(f"{total.missed} of {total.true_links} links missed")
         if not self.dropped and not self.lost:
             found += [
                 f"{amount} {what}"
                 for amount, what in (
-                    (self.score.misnumbered * links_exist(), "requests with misnumbered attempts"),
-                    (self.score.invented_checks * links_exist(), "invented health checks"),
+                    (self.score.misnumbered, "requests with misnumbered attempts"),
+                    (self.score.invented_checks, "invented health checks"),
                     (self.score.missing, "exchanges not captured"),
                     (self.score.mispaired, "transactions of two exchanges"),
                     (self.score.duplicates, "exchanges captured twice"),

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from kernel.conftest import reason_to_skip
-from linking.capture import Capture, capture, find_haproxy, modes_exist
-from linking.evaluate import Result, evaluate, links_exist, replayed
+from linking.capture import Capture, capture, find_haproxy
+from linking.evaluate import Result, evaluate, replayed
 from linking.fetch_haproxy import fetched
 from linking.identify import nonces_of
 from linking.scenarios import SCENARIOS, Scenario, reduced
@@ -27,7 +27,6 @@ pytestmark = [
     pytest.mark.kernel,
     pytest.mark.skipif(bool(reason_to_skip()), reason=reason_to_skip() or "-"),
 ]
-needs_linker = pytest.mark.skipif(not links_exist(), reason="this version does not link")
 
 DROP = 0.005
 SEEDS = (1, 2)
@@ -119,7 +118,6 @@ def test_everything_is_captured_once(captured, result) -> None:
     assert claim is None or claim(found, captured.scenario), found
 
 
-@needs_linker
 def test_links_are_right_and_all_there(captured, result) -> None:
     """No attempt has a wrong parent, none that has one is without, failed connects included."""
     found = result.score
@@ -132,7 +130,6 @@ def test_links_are_right_and_all_there(captured, result) -> None:
     assert found.neighbours.correct == found.neighbours.true_links, found
 
 
-@needs_linker
 def test_lost_events_make_no_wrong_links(captured) -> None:
     """With one event in 200 lost, links are missing, but none is wrong."""
     results = [evaluate(captured, drop=DROP, seed=seed) for seed in SEEDS]
@@ -143,7 +140,6 @@ def test_lost_events_make_no_wrong_links(captured) -> None:
         assert sum(result.score.total.correct for result in results) > 0
 
 
-@pytest.mark.skipif(not modes_exist(), reason="this version has no tap.link")
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_is_precise(mode, tmp_path) -> None:
     """However the linker gets its evidence; only the passive one may leave links out."""

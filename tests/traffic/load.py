@@ -56,11 +56,17 @@ class WrkReport:
     errors: int
 
 
-def compile_program(name: str) -> Path:
-    """Return the program made of ``name.c``, compiled once for each state of its source."""
-    source = HERE / f"{name}.c"
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
-    program = BUILD / f"{name}-{digest}"
+def compile_program(name: str, directory: Path = HERE) -> Path:
+    """
+    Return the program made of ``name.c``, compiled once for each state of its sources.
+
+    These are that file and the headers of its ``directory``. Raises ``WorldError`` without a
+    compiler.
+    """
+    source = directory / f"{name}.c"
+    sources = [source, *sorted(directory.glob("*.h"))]
+    digest = hashlib.sha256(b"".join(each.read_bytes() for each in sources)).hexdigest()[:12]
+    program = BUILD / f"{directory.name}-{name}-{digest}"
     if not program.exists():
         compiler = shutil.which("cc")
         if compiler is None:
