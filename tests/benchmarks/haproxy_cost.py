@@ -214,7 +214,7 @@ class Scene:
                 self._receiver = Receiver(self._directory)
                 self._receiver.wait_until_ready()
             self._config = self._directory / "qtap.yaml"
-            self._config.write_text(json.dumps(self._configuration("off")))  # JSON is YAML
+            self._config.write_text(json.dumps(self._configuration("auto")))  # JSON is YAML
         except BaseException:
             self.__exit__(None, None, None)
             raise
