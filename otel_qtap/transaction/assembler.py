@@ -129,12 +129,16 @@ class Assembler:
         """A process tells its streams."""
         self._telling.add(process_id)
 
-    def in_flight(self, process_id: int) -> list[tuple[Exchange, Peer]] | None:
-        """Return the clients' requests that a process has at hand, with their clients."""
+    def in_flight(self, process_id: int) -> list[tuple[Exchange, Connection, Peer]] | None:
+        """Return the clients' requests that a process has at hand, with where they came from."""
         talks = self._serving.get(process_id)
         if talks is None:
             return None
-        return [(exchange, talk.client) for talk in talks for exchange in talk.in_flight]
+        return [
+            (exchange, talk.connection, talk.client)
+            for talk in talks
+            for exchange in talk.in_flight
+        ]
 
     def shares_threads(self, process_id: int) -> bool:
         """Whether a process serves each request on the thread that read it: a HAProxy."""
@@ -214,7 +218,10 @@ class Assembler:
         if parent is None:
             parent = self._place_of(sent)
             parent.await_parent()  # until the linker knows what it was sent for
-        place.parent = parent
+        elif parent.waits_for(place):
+            place.settle()  # the linker has it the other way round: nobody may wait for himself
+            return
+        place.parent = place.awaited = parent
         parent.when_settled(partial(place.settle, parent))
 
     def _place_of(self, exchange: Exchange) -> Place:

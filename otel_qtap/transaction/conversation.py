@@ -385,12 +385,11 @@ class Conversation:
     def _begin(self, exchange: Exchange) -> None:
         """Have what it belongs to looked for, if no stream tells that."""
         assert self._passive is not None  # noqa: S101 - for the type checker
-        connection = self.connection
         if exchange.mark.state is not StreamState.NOT_ASKED:
             self._end_passive()
             return
         peer = self.proxied_source if self._is_client else self.client
-        self._passive.begin(exchange, connection.role, peer)
+        self._passive.begin(exchange, self.connection, peer)
 
     def _end_passive(self) -> None:
         self._passive = None

@@ -107,7 +107,7 @@ class Linker:
                 "violations", "{violation}",
                 "Evidence that contradicted itself, so that no link was made", check=check,
             )
-            for check in ("thread", "eligible", "answered", "two_clients")
+            for check in ("thread", "eligible", "answered", "two_clients", "circular")
         }  # fmt: skip
         self._health_checks = counter(
             "health_checks", "{transaction}", "Health checks that HAProxy sent over HTTP"
@@ -257,9 +257,7 @@ class Linker:
     ) -> None:
         """Pass on a request to a backend as sent for the client's request of ``place``."""
         is_first_sent = place.send(exchange.request, exchange.place)
-        place.when_settled(
-            partial(self._finish_client, transaction, exchange, place, is_first_sent, method)
-        )
+        self._put_under(place, transaction, exchange, is_first_sent, method)
 
     def release(self, transaction: Transaction, exchange: Exchange) -> None:
         """Pass on a request to a backend as it is."""
@@ -362,6 +360,11 @@ class Linker:
         self, transaction: Transaction, exchange: Exchange, place: Place, begin_ns: int
     ) -> None:
         """Make an attempt one of those for the request of ``place``, and pass it on."""
+        if exchange.place is not None and place.waits_for(exchange.place):
+            self._violations["circular"].value += 1
+            self._unlinked["violation"].value += 1
+            self._pass_unlinked(transaction, exchange)
+            return
         timings = transaction.timings
         place.spent.append((begin_ns, timings.response_end_ns or timings.end_ns))
         transaction.resend_count = place.attempts  # type: ignore[misc]
@@ -369,7 +372,22 @@ class Linker:
         self._linked.value += 1
         has_sent = transaction.ending is not _CONNECT_FAILED
         is_first = has_sent and place.send(exchange.request, exchange.place)
-        place.when_settled(partial(self._finish_client, transaction, exchange, place, is_first))
+        self._put_under(place, transaction, exchange, is_first, LinkMethod.STREAM)
+
+    def _put_under(
+        self,
+        place: Place,
+        transaction: Transaction,
+        exchange: Exchange,
+        is_first_sent: bool,
+        method: LinkMethod,
+    ) -> None:
+        """Pass on an attempt for the request of ``place``, once that has a place itself."""
+        if exchange.place is not None:
+            exchange.place.awaited = place
+        place.when_settled(
+            partial(self._finish_client, transaction, exchange, place, is_first_sent, method)
+        )
 
     def _violated(self, check: str, place: Place, seen_ns: int) -> None:
         self._violations[check].value += 1
@@ -393,7 +411,7 @@ class Linker:
         exchange: Exchange,
         place: Place,
         is_first_sent: bool,
-        method: LinkMethod = LinkMethod.STREAM,
+        method: LinkMethod,
     ) -> None:
         transaction.link = place.link(  # type: ignore[misc]
             method, is_first_sent=is_first_sent

@@ -11,6 +11,8 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable
 
 from otel_qtap.connection.model import Peer
+from otel_qtap.connection.tracker import Connection
+from otel_qtap.events import Role
 from otel_qtap.protocol.events import RequestHead, ResponseHead
 from otel_qtap.transaction.evidence import BodyKey, BodyStart, line_of
 from otel_qtap.transaction.exchange import Exchange
@@ -33,6 +35,7 @@ class Party:
         "caller",
         "eligible_ns",
         "end_ns",
+        "ends",
         "exchange",
         "group",
         "head",
@@ -54,12 +57,15 @@ class Party:
     )
 
     def __init__(
-        self, exchange: Exchange, group: Group, peer: Peer | None, *, is_server: bool
+        self, exchange: Exchange, group: Group, connection: Connection, peer: Peer | None
     ) -> None:
         self.exchange: Exchange | None = exchange
         """While it is in flight or held back."""
         self.group = group
-        self.is_server = is_server
+        self.is_server = connection.role is Role.SERVER
+        ends = connection.local, connection.remote
+        self.ends = ends[::-1] if self.is_server else ends
+        """Of its connection: who asked, and who was asked."""
         self.peer = peer
         """The client: who sent the request, or whom a PROXY line names."""
         self.head = exchange.request
@@ -93,16 +99,25 @@ class Party:
         self.transaction: Transaction | None = None
         """While it is held back."""
 
+    def was_there_for(self, sent: Party) -> bool:
+        """
+        Whether this client's request had come when ``sent`` began.
+
+        And is not the same one: a process that asks itself may be seen to receive a request
+        before it is seen to have sent it.
+        """
+        return self.start_ns <= sent.start_ns and self.ends != sent.ends
+
     def may_have_caused(self, sent: Party) -> bool:
         """Whether this client's request was there when ``sent`` began, and unanswered."""
-        return self.start_ns <= sent.start_ns and (
+        return self.was_there_for(sent) and (
             not self.answered_ns or self.answered_ns >= sent.answered_ns
         )
 
     def may_have_got(self, sent: Party) -> bool:
         """Whether the times allow that this client was answered what ``sent`` was."""
         return (
-            self.start_ns <= sent.start_ns
+            self.was_there_for(sent)
             and self.answered_ns >= sent.answered_ns
             and self.end_ns >= sent.received_ns
         )

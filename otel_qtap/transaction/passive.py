@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from otel_qtap.connection.model import Peer
+from otel_qtap.connection.tracker import Connection
 from otel_qtap.counters import CounterSet
 from otel_qtap.events import Role
 from otel_qtap.transaction.evidence import BodyStart, identities, line_of
@@ -60,11 +61,11 @@ class PassiveSource(Protocol):
     def shares_threads(self, process_id: int) -> bool:
         """Whether a process serves each request on the thread that read it: a HAProxy."""
 
-    def in_flight(self, process_id: int) -> list[tuple[Exchange, Peer]] | None:
+    def in_flight(self, process_id: int) -> list[tuple[Exchange, Connection, Peer]] | None:
         """
-        Return the clients' requests that a process has at hand, with their clients.
+        Return the clients' requests that a process has at hand, with where they came from.
 
-        ``None`` if it has no connection to any client.
+        The connection and the client; ``None`` if there is no connection to any client.
         """
 
 
@@ -106,7 +107,8 @@ class PassiveLinker:
                 reason=reason,
             )
             for reason in (
-                "ambiguous", "commonplace", "expired", "incomplete", "no_parent", "overflow",
+                "ambiguous", "circular", "commonplace", "expired", "incomplete", "no_parent",
+                "overflow",
             )
         }  # fmt: skip
         counters.gauge(
@@ -117,7 +119,7 @@ class PassiveLinker:
 
     # What the conversations tell --------------------------------------------------------
 
-    def begin(self, exchange: Exchange, role: Role, peer: Peer | None) -> None:
+    def begin(self, exchange: Exchange, connection: Connection, peer: Peer | None) -> None:
         """
         Take note of a request whose head has been seen; it must be told when it is over.
 
@@ -125,16 +127,16 @@ class PassiveLinker:
         backend only the latter.
         """
         history = self._histories.get(exchange.process_id)
-        if role is Role.SERVER:
+        if connection.role is Role.SERVER:
             if history is not None:  # else it has not asked anybody: there is nothing to find
-                self._begin(history, exchange, peer, is_server=True)
+                self._begin(history, exchange, connection, peer)
             return
         if history is None:
             history = self._begin_history(exchange.process_id)
             if history is None:
                 return
         if history.group(exchange.thread_id).has_clients_waiting:
-            self._begin(history, exchange, peer, is_server=False)
+            self._begin(history, exchange, connection, peer)
         else:
             history.sent.meet(line_of(exchange.request), None)
 
@@ -241,23 +243,23 @@ class PassiveLinker:
             return None
         history = History(has_threads=self._source.shares_threads(process_id))
         self._histories[process_id] = history
-        for exchange, peer in in_flight:
-            self._begin(history, exchange, peer, is_server=True)
+        for exchange, connection, peer in in_flight:
+            self._begin(history, exchange, connection, peer)
             if exchange.party is not None and exchange.response_start_ns:  # its body is not known
                 exchange.party.group.answer(exchange.party, exchange.response_start_ns)
         return history
 
     def _begin(
-        self, history: History, exchange: Exchange, peer: Peer | None, *, is_server: bool
+        self, history: History, exchange: Exchange, connection: Connection, peer: Peer | None
     ) -> None:
         if self._in_flight >= _IN_FLIGHT:
             history.blind_ns = exchange.request_start_ns + _BLIND_NS
             return
         self._in_flight += 1
         group = history.group(exchange.thread_id)
-        party = exchange.party = Party(exchange, group, peer, is_server=is_server)
+        party = exchange.party = Party(exchange, group, connection, peer)
         party.identities = identities(party.head.headers)
-        if is_server:
+        if party.is_server:
             for value in party.identities:
                 history.asked.meet(value, party)
             history.asked.meet(party.line, party)
@@ -352,9 +354,13 @@ class PassiveLinker:
         return asked.start_ns <= max(self._blind_ns, group.history.blind_ns, group.blind_ns)
 
     def _link(self, sent: Party, asked: Party, method: LinkMethod) -> None:
+        place = self._place_of(asked)
+        own = sent.exchange.place if sent.exchange is not None else None
+        if own is not None and place.waits_for(own):
+            self._let_go(sent, "circular", [])
+            return
         transaction, exchange = self._take(sent)
         sent.partner = asked
-        place = self._place_of(asked)
         if asked.group.history.has_threads:  # a proxy; others ask several things at once
             transaction.resend_count = place.attempts  # type: ignore[misc]  # nobody saw it yet
             place.attempts += 1

@@ -32,6 +32,7 @@ class Place:
         "ancestors",
         "answered_ns",
         "attempts",
+        "awaited",
         "begun",
         "eligible_ns",
         "is_first_sent",
@@ -77,6 +78,8 @@ class Place:
         self.is_received = False
         """Whether it was asked for the neighbour that sent it."""
         self.is_settled = True
+        self.awaited: Place | None = None
+        """What it belongs to, while that is not settled itself."""
         self.waiting: list[Callable[[], None]] = []
         self.begun: Headers = ()
         """The first trace context in what was sent because of it."""
@@ -122,10 +125,18 @@ class Place:
         """It belongs to ``parent``, which is settled, or to nothing; whoever waits goes on."""
         if parent is not None:
             self.ancestors = parent.lineage
+        self.awaited = None
         self.is_settled = True
         waiting, self.waiting = self.waiting, []
         for proceed in waiting:
             proceed()
+
+    def waits_for(self, other: Place) -> bool:
+        """Whether it is settled only after ``other``, or is the same."""
+        place: Place | None = self
+        while place is not None and place is not other:
+            place = place.awaited
+        return place is other
 
     def when_settled(self, proceed: Callable[[], None]) -> None:
         """Call ``proceed`` now or as soon as it is settled."""

@@ -57,7 +57,7 @@ def is_twin(sent: Party, asked: Party) -> bool:
 
 def _known_by(value: int, sent: Party) -> Party | None:
     asked = sent.group.history.asked.only(value)
-    if asked is None or asked.group is not sent.group or asked.start_ns > sent.start_ns:
+    if asked is None or asked.group is not sent.group or not asked.was_there_for(sent):
         return None
     return asked if not asked.end_ns or asked.end_ns >= sent.start_ns else None
 

@@ -48,6 +48,7 @@ class Seaweed:
             _identity("reader", READER, ["Read", "List"]),
         ]}))  # fmt: skip
         (directory / "data").mkdir()
+        self._before = set(SOCKETS.glob("*weed*"))
         names = ("master", "volume", "filer", "s3")
         self._ports = ports = _free_ports(2 * len(names))
         flags = [
@@ -128,7 +129,7 @@ class Seaweed:
     def litter(self) -> list[str]:
         """Return what it has made outside its directory: names there have a port or its pid."""
         ours = {str(number) for number in (*self._ports, self._program.pid)}
-        left = [path.name for path in SOCKETS.glob("*weed*")]
+        left = [path.name for path in SOCKETS.glob("*weed*") if path not in self._before]
         return [name for name in left if ours & set(re.findall(r"\d+", name))]
 
 

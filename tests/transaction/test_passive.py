@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from conversations import Script, known
-from relayed import Name, Relay, ask, name, reply
+from relayed import SERVER_PORTS, Name, Relay, ask, name, reply
 
 from otel_qtap.events import CloseStep, Role
 from otel_qtap.transaction.assembler import AssemblerLimits
@@ -547,3 +547,55 @@ def test_a_backend_that_breaks_off_is_not_linked_by_its_answer(relay, step) -> N
     client.answer(reply(b"bad gateway", 502))
 
     assert relay.links() == {sent: ("header", asked)}
+
+
+@pytest.mark.parametrize("field", ["X-Request-ID: 17", "Accept: */*"])
+def test_a_process_that_asks_itself_is_not_its_own_client(field) -> None:
+    """Though it may be seen to receive a request before it is seen to have sent it."""
+    relay = Relay(NGINX)
+    sent = relay.server(remote_port=8001)
+    received = relay.client(
+        local_address="172.18.0.3", local_port=8001,
+        remote_address="172.18.0.2", remote_port=SERVER_PORTS + sent.connection_id,
+    )  # fmt: skip
+    request, answer = ask("/only/here", CURL, field), reply(LONG % 1)
+    received.ask(request)
+    sent.ask(request)
+    received.answer(answer)
+    sent.answer(answer)
+
+    by_role = {t.direction.is_ingress: t for t in relay.play()}
+    assert by_role[True].link.parent_id == by_role[False].request_id
+    assert by_role[False].link is None
+
+
+def test_processes_that_ask_each_other_do_not_wait_for_each_other() -> None:
+    """Whoever seems to have caused itself, in a circle, is passed on as it is."""
+    relay = Relay(NGINX)
+    here, there = "172.18.0.2", "172.18.0.3"
+    request, answer = ask("/", CURL, "X-Request-ID: 17"), reply(LONG % 1)
+    ends: list[Script] = []
+    for process_id, peer_id, client, server in ((1, 2, here, there), (2, 1, there, here)):
+        sent = relay.server(
+            process_id=process_id, local_address=client, remote_address=server, remote_port=80
+        )
+        received = relay.client(
+            process_id=peer_id, local_address=server, local_port=80,
+            remote_address=client, remote_port=SERVER_PORTS + sent.connection_id,
+        )  # fmt: skip
+        received.process_id, sent.process_id = peer_id, process_id
+        ends = [received, *ends, sent]  # each seems to have received first
+    for script in ends:
+        script.ask(request)
+    for script in ends:
+        script.answer(answer)
+
+    seen = {t.request_id: t for t in relay.play()}
+    assert len(seen) == 4
+    for each in seen.values():
+        above = set()
+        while each.link is not None:
+            assert each.request_id not in above
+            above.add(each.request_id)
+            each = seen[each.link.parent_id]
+    assert relay.counted("undecided", reason="circular") == 1
