@@ -19,6 +19,7 @@ from otel_qtap.config import LoadedConfig
 from otel_qtap.counters import CounterSet
 from otel_qtap.events import DataEvent, LostEvent, ProcessEvent
 from otel_qtap.pipeline import Pipeline
+from otel_qtap.receiver.reconciler import Reconciler
 from otel_qtap.receiver.wire import WireError, decode
 from otel_qtap.reloading import Reloaded, Reloader
 from otel_qtap.tap import AgentOptions, Tap, kernel_settings
@@ -29,7 +30,6 @@ log = logging.getLogger("otel_qtap")
 
 _CLOCK_TOLERANCE_NS = 500_000
 _LONGEST_LAG_NS = 2_000_000_000  # of the tap behind the kernel
-_RECONCILE_AFTER_NS = 5_000_000_000  # without another loss
 
 
 class Agent(Tap):
@@ -53,7 +53,7 @@ class Agent(Tap):
         self._reloader = Reloader(loaded, self._pipeline.prepare, counters)
         signal.signal(signal.SIGHUP, self.reload)
         self.tap_first = self._pipeline.tap_first
-        self._reconcile_at_ns = 0
+        self._reconciler = Reconciler(self.receiver, self._pipeline.reconcile_connections)
         self._accept = self._pipeline.accept_event
         self._accept_data = self._pipeline.accept_data
         self._streams = self._pipeline.streams
@@ -110,22 +110,15 @@ class Agent(Tap):
     def housekeep(self, now_s: float) -> None:
         """Also follow the adjustments of the wall clock."""
         super().housekeep(now_s)
-        self._reconcile()
+        self._reconciler.tick(time.monotonic_ns(), is_holding=self._streams.is_holding)
         offset = epoch_offset_ns()
         if abs(offset - self._pipeline.assembler.epoch_offset_ns) > _CLOCK_TOLERANCE_NS:
             self._pipeline.assembler.epoch_offset_ns = offset
 
     def on_loss(self, event: LostEvent) -> None:
-        """Remember to look for connections whose end may be among what was lost."""
+        """Remember to look for ends of connections and streams among what was lost."""
         if event.reason == "ring_full":
-            self._reconcile_at_ns = event.timestamp_ns + _RECONCILE_AFTER_NS
-
-    def _reconcile(self) -> None:
-        now_ns = time.monotonic_ns()
-        if self._reconcile_at_ns and now_ns > self._reconcile_at_ns:
-            self._reconcile_at_ns = 0
-            living = self.receiver.living_connections()
-            self._pipeline.retain_connections(living, now_ns - _RECONCILE_AFTER_NS)
+            self._reconciler.lose(event.timestamp_ns)
 
     def _take(self, record: memoryview) -> None:
         try:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
@@ -215,9 +216,9 @@ class Pipeline:
         """Whether ``tap.filters`` leave a process alone."""
         return self.config.tap.filters.excludes(process.executable)
 
-    def retain_connections(self, living: set[int], before_ns: int) -> None:
-        """Let go of connections whose end was lost, see ``ConnectionTracker.retain``."""
-        self._tracker.retain(living, before_ns)
+    def reconcile_connections(self, account: Mapping[int, tuple[int, int]], before_ns: int) -> None:
+        """Take note of ends that were lost, see ``ConnectionTracker.reconcile``."""
+        self._tracker.reconcile(account, before_ns)
 
     def stop_connections(self, timestamp_ns: int) -> None:
         """Let go of everything unfinished, because no event will follow."""

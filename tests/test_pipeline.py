@@ -209,9 +209,9 @@ def test_connections_that_are_gone_are_let_go_of(configure, run) -> None:
     script = Script()
     script.ask(GET)
     started.play(script)
-    started.pipeline.retain_connections({77}, 10**15)
+    started.pipeline.reconcile_connections({77: (len(GET), 0)}, 10**15)
     assert started.counters.value("otel_qtap.connection.ends_lost") == 0
-    started.pipeline.retain_connections(set(), 10**15)
+    started.pipeline.reconcile_connections({}, 10**15)
 
     assert started.counters.value("otel_qtap.connection.ends_lost") == 1
     assert len(started.records()) == 1

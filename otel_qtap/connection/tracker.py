@@ -8,8 +8,7 @@ checked here is order: every piece of a flow has a position, and a jump is a gap
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from otel_qtap.connection.model import Peer
@@ -139,20 +138,26 @@ class ConnectionTracker:
         elif isinstance(event, CloseEvent):
             self._on_close(event)
 
-    def retain(self, living: AbstractSet[int], before_ns: int) -> None:
+    def reconcile(self, account: Mapping[int, tuple[int, int]], before_ns: int) -> None:
         """
-        Give up connections that the kernel does not know any more.
+        Take note of ends that were lost: of connections, and the last bytes of streams.
 
-        For use after a loss: the record of their end may be among what was lost.
-        ``living`` are the ids of the kernel's table; what was heard of since
-        ``before_ns`` is kept, because its end may still be on the way.
+        ``account`` is the kernel's: by id, how many bytes have passed on a connection, received
+        and sent. A connection that it does not know any more is over; where more bytes have
+        passed than were handed over, they are missing. What was heard of since ``before_ns``
+        is left alone.
         """
         for connection in list(self._connections.values()):
-            if connection.id not in living and connection.last_seen_ns < before_ns:
+            if connection.last_seen_ns >= before_ns:
+                continue
+            passed, reader = account.get(connection.id), connection.reader
+            if passed is None:
                 del self._connections[connection.id]
                 self._forgotten.value += 1
-                if connection.reader is not None:
-                    connection.reader.give_up(connection.last_seen_ns)
+                if reader is not None:
+                    reader.give_up(connection.last_seen_ns)
+            elif reader is not None:
+                self._miss_tails(connection, reader, passed, connection.last_seen_ns)
 
     def close(self, timestamp_ns: int) -> None:
         """Give up every connection, because the agent stops."""
@@ -186,15 +191,21 @@ class ConnectionTracker:
         if size > len(data):
             self._miss(reader, flow, size - len(data), event.timestamp_ns)
 
-    def _miss_tails(self, connection: Connection, reader: StreamReader, event: CloseEvent) -> None:
+    def _miss_tails(
+        self,
+        connection: Connection,
+        reader: StreamReader,
+        passed: tuple[int, int],
+        timestamp_ns: int,
+    ) -> None:
         """The last bytes of a stream may be among what was lost; then no later ones tell it."""
         for flow in Flow:
             expected = connection.expected[flow]
-            missing = event.passed[flow] - expected
+            missing = passed[flow] - expected
             if missing > 0 and expected >= 0:
                 connection.expected[flow] += missing
-                self._on_loss(event.timestamp_ns)
-                self._miss(reader, flow, missing, event.timestamp_ns)
+                self._on_loss(timestamp_ns)
+                self._miss(reader, flow, missing, timestamp_ns)
 
     def _miss(self, reader: StreamReader, flow: Flow, size: int, timestamp_ns: int) -> None:
         self._gaps.value += 1
@@ -221,7 +232,7 @@ class ConnectionTracker:
         is_destroyed = event.step is CloseStep.DESTROYED
         if connection.reader is not None and (is_destroyed or event.stream is not NO_MARK):
             # The process itself is closing it, so nothing of it can still be on the way.
-            self._miss_tails(connection, connection.reader, event)
+            self._miss_tails(connection, connection.reader, event.passed, event.timestamp_ns)
         if is_destroyed:
             del self._connections[event.connection_id]
         if connection.reader is not None:

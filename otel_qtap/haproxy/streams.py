@@ -177,6 +177,11 @@ class StreamMarks:
         self._by_process[process_id] = image
         self._drain()
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether events wait here."""
+        return bool(self._queue)
+
     def consume(self, event: Event) -> None:
         """Take the next event."""
         if isinstance(event, LostEvent | LogEvent):

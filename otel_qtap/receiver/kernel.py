@@ -36,7 +36,7 @@ _SETTINGS = struct.Struct("<IIIIIIII")
 _KEY = struct.Struct("<I")
 _LAYOUT_BYTES = 32
 LAYOUTS = 512
-_ID = struct.Struct("<Q")  # the first field of struct connection
+_CONNECTION = struct.Struct("<QQQ")  # the first fields of struct connection
 _CONNECTION_VALUE_BYTES = 256  # more than struct connection has
 
 
@@ -238,6 +238,16 @@ class KernelReceiver:
         """Bytes that wait in the ring."""
         return self._ring.pending_bytes
 
+    @property
+    def written_bytes(self) -> int:
+        """How far the ring has been written."""
+        return self._ring.written_bytes
+
+    @property
+    def read_bytes(self) -> int:
+        """How far the ring has been drained."""
+        return self._ring.read_bytes
+
     def losses(self) -> list[tuple[str, int]]:
         """Return what was lost since the last call, as (reason, count), and count it."""
         found = []
@@ -264,11 +274,15 @@ class KernelReceiver:
         packed = self._in_force.pack(self._generation, self._changes)
         self._settings.write(_KEY.pack(0), packed)
 
-    def living_connections(self) -> set[int]:
-        """Return the ids of all connections in the kernel's table; takes up to 0.2 s."""
-        size = _CONNECTION_VALUE_BYTES
-        table = KernelMap(self._loaded.maps["connections"], size)
-        return {_ID.unpack_from(value)[0] for value in table.values(8)}
+    def living_connections(self) -> dict[int, tuple[int, int]]:
+        """
+        Return all connections in the kernel's table, with the bytes that have passed.
+
+        By id: received and sent. Takes up to 0.2 s.
+        """
+        table = KernelMap(self._loaded.maps["connections"], _CONNECTION_VALUE_BYTES)
+        found = map(_CONNECTION.unpack_from, table.values(8))
+        return {number: (received, sent) for number, received, sent in found}
 
     def detach(self) -> None:
         """Stop watching; what is in the ring can still be drained."""

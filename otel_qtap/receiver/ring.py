@@ -46,6 +46,16 @@ class Ring:
         self._headers = self._data.cast("I")
 
     @property
+    def written_bytes(self) -> int:
+        """How far it has been written, since it was made."""
+        return int(self._producer[0])
+
+    @property
+    def read_bytes(self) -> int:
+        """How far it has been read; up to ``written_bytes``."""
+        return int(self._consumer[0])
+
+    @property
     def pending_bytes(self) -> int:
         """Bytes that wait to be read."""
         return self._producer[0] - self._consumer[0]

@@ -158,8 +158,12 @@ class Agent:
         return int(captured), int(lost)
 
     def wait_until_counted(self, expected: int) -> tuple[int, int]:
-        """Return what ``counted`` says once it is ``expected`` in all, or after 15 s."""
-        deadline_s = time.monotonic() + 15
+        """
+        Return what ``counted`` says once it is ``expected`` in all, or after 20 s.
+
+        Where something was lost, answers that nothing followed are looked for after 5 s of calm.
+        """
+        deadline_s = time.monotonic() + 20
         while True:
             captured, lost = self.counted()
             if captured + lost >= expected or time.monotonic() > deadline_s:

@@ -269,12 +269,29 @@ def test_connections_whose_end_was_lost_are_given_up(make_tracker, readers, coun
     for number, now_ns in ((1, 100), (2, 100), (3, 900)):
         feed(tracker, Script(connection_id=number, timestamp_ns=now_ns))
 
-    tracker.retain({1}, before_ns=500)
+    tracker.reconcile({1: (0, 0)}, before_ns=500)
 
     assert len(tracker) == 2
     assert readers.by_id[2].told == [("given up", 100)]
     assert readers.by_id[1].told == readers.by_id[3].told == []
     assert counters.value("otel_qtap.connection.ends_lost") == 1
+
+
+def test_bytes_that_nothing_follows_are_missed(make_tracker, readers, counters) -> None:
+    """The kernel has counted them; of what was heard of lately the account may be old."""
+    tracker = make_tracker()
+    silent, busy = Script(connection_id=1), Script(connection_id=2)
+    busy.now_ns += 1
+    for script in (silent, busy):
+        script.ask(b"GET")
+        feed(tracker, script)
+
+    for _ in range(2):  # what is missed is missed once
+        tracker.reconcile({1: (3, 12), 2: (8, 0)}, before_ns=busy.now_ns)
+
+    assert [t for t in readers.by_id[1].told if "gap" in t] == [("SEND", "gap", 12)]
+    assert not any("gap" in told for told in readers.by_id[2].told)
+    assert counters.value("otel_qtap.connection.gap_bytes") == 12
 
 
 def test_closing_gives_everything_up(make_tracker, readers) -> None:

@@ -592,10 +592,9 @@ def test_processes_that_ask_each_other_do_not_wait_for_each_other() -> None:
 
     seen = {t.request_id: t for t in relay.play()}
     assert len(seen) == 4
-    for each in seen.values():
-        above = set()
-        while each.link is not None:
-            assert each.request_id not in above
-            above.add(each.request_id)
-            each = seen[each.link.parent_id]
+    for request_id in seen:
+        above = [request_id]
+        while (link := seen[above[-1]].link) is not None:
+            assert link.parent_id not in above
+            above.append(link.parent_id)
     assert relay.counted("undecided", reason="circular") == 1
