@@ -76,6 +76,7 @@ class Assembler:
         self.neighbours = Neighbours(counters)
         self._relays: Relays[Conversation] = Relays()
         self._consume = self.linker.consume
+        self.begin = self.linker.begin
         self._facts = facts
         self._process_of = facts.process
         self._ids = ids

@@ -82,6 +82,9 @@ class ConversationOwner(Protocol):
     def completed(self, role: Role) -> Counter:
         """Return the counter of complete transactions that a process with ``role`` took part in."""
 
+    def begin(self, exchange: Exchange) -> None:
+        """HAProxy begins a request to a server for one of its streams."""
+
     def send(self, talk: Conversation, exchange: Exchange) -> None:
         """A process begins a request to a neighbour."""
 
@@ -411,6 +414,8 @@ class Conversation:
                 exchange.mark = self.connection.connecting
                 exchange.is_first_after_connect = True
                 exchange.connect_started_ns = self.connection.connect_started_ns
+            if exchange.mark.state is _KNOWN:
+                self._owner.begin(exchange)
             if self.meeting is not None:
                 self._owner.send(self, exchange)
             if self.origin is not None or (

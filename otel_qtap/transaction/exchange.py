@@ -14,6 +14,7 @@ from otel_qtap.counters import Counter
 from otel_qtap.events import NO_MARK
 from otel_qtap.protocol.events import BodyData, MessageEnd, MessageEnding, RequestHead, ResponseHead
 from otel_qtap.transaction.evidence import BodyStart
+from otel_qtap.transaction.link import StreamKey
 from otel_qtap.transaction.model import Body, Request, Response
 from otel_qtap.transaction.place import Place
 
@@ -122,6 +123,7 @@ class Exchange:
 
     __slots__ = (
         "answered_by",
+        "asked_by",
         "body_start",
         "connect_started_ns",
         "eligible_ns",
@@ -132,6 +134,7 @@ class Exchange:
         "is_first_after_connect",
         "is_request_over",
         "judged",
+        "key",
         "mark",
         "party",
         "passage",
@@ -189,6 +192,10 @@ class Exchange:
         """When the process could begin to work on it."""
         self.answered_by = 0
         """Thread that began to answer."""
+        self.key: StreamKey | None = None
+        """Of a request to a backend: the stream that it was sent for."""
+        self.asked_by: Place | None = None
+        """Of a request to a backend: the client's, once that is being answered."""
         self.is_emitted = False
         self.place: Place | None = None
         self.passage: Passage | None = None

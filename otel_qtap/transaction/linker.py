@@ -75,6 +75,8 @@ class Linker:
         """By process and address of the stream: those with the newest numbers, oldest first."""
         self._given_up: OrderedDict[tuple[int, int], list[Place]] = OrderedDict()
         """By process and task: clients that got no answer, oldest first."""
+        self._in_flight: dict[StreamKey, list[Exchange]] = {}
+        """Requests to backends that are not over; one may outlast its stream by many others."""
         self._waiting: dict[tuple[int, int], list[_Waiting]] = {}
         self._waiting_count = 0
         self._blind_until_ns = 0
@@ -152,6 +154,15 @@ class Linker:
                 for each in self._keep(at, []):
                     self._let_go(each, "unanswered")
 
+    def begin(self, exchange: Exchange) -> None:
+        """A request to a backend begins in a stream that is known."""
+        mark = exchange.mark
+        key = exchange.key = StreamKey(exchange.process_id, mark.address, mark.serial)
+        if key in self._in_flight:
+            self._in_flight[key].append(exchange)
+        else:
+            self._in_flight[key] = [exchange]
+
     def answer(self, place: Place) -> None:
         """The process begins to answer the request of ``place``, or gives its client up."""
         key = place.key
@@ -173,6 +184,8 @@ class Linker:
         known.append(place)
         if len(known) > _KEPT_AT_ADDRESS:
             del known[0]
+        for exchange in self._in_flight.get(key, ()):
+            exchange.asked_by = place
         if at in self._waiting:
             self._answer_waiting(at, place)
 
@@ -192,7 +205,12 @@ class Linker:
             place.waiting.append(partial(self._finish_server, transaction, place))
 
     def _consume_sent(self, transaction: Transaction, exchange: Exchange) -> None:
-        passage = exchange.passage
+        key, passage = exchange.key, exchange.passage
+        if key is not None:
+            in_flight = self._in_flight[key]
+            in_flight.remove(exchange)
+            if not in_flight:
+                del self._in_flight[key]
         if passage is None:
             self._consume_marked(transaction, exchange)
             return
@@ -212,13 +230,13 @@ class Linker:
         mark = exchange.mark
         state = mark.state
         if state is _KNOWN:
-            key = StreamKey(exchange.process_id, mark.address, mark.serial)
+            key = exchange.key or StreamKey(exchange.process_id, mark.address, mark.serial)
             transaction.stream = key  # type: ignore[misc]  # nobody has seen it yet
             if self._distrusted and _begin_of(exchange) < self._distrusted.get(key.process_id, 0):
                 self._unlinked["violation"].value += 1
                 self._pass_unlinked(transaction, exchange)
                 return
-            place = self._find(key)
+            place = exchange.asked_by or self._find(key)
             if place is None and self._given_up:
                 place = self._find_given_up(exchange, key)
             if place is not None:

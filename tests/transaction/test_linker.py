@@ -628,6 +628,23 @@ def test_a_request_can_outlast_its_answer(proxy) -> None:
     assert sorted(links(proxy.play())) == [(1, 1), (2, 2)]
 
 
+def test_a_request_can_outlast_its_stream_by_many_others(proxy) -> None:
+    """The end of an answer that HAProxy spliced is seen with the next use of its connection."""
+    client, other = proxy.client(), proxy.client()
+    client.ask(request(0))
+    server = proxy.server(known(0))
+    server.ask(request(0), known(0))
+    client.answer(OK, known(0))
+    for number in range(1, 20):
+        other.ask(request(number))
+        proxy.forward(request(number), known(number))
+        other.answer(OK, known(number))
+    server.answer(OK)
+
+    assert sorted(links(proxy.play())) == [(number, number) for number in range(20)]
+    assert not proxy.capture.assembler.linker._in_flight
+
+
 def test_numbers_wrap(proxy) -> None:
     """After 2^32 requests; the newer number is the smaller one then."""
     client = proxy.client()
@@ -772,6 +789,15 @@ def test_no_more_wait_than_there_is_room_for(proxy, monkeypatch) -> None:
     assert waiting(proxy) == 1
 
 
+def tell_later(proxy, servers: list[Script]) -> None:
+    """Have requests to backends end, and seen only after everything else."""
+    for server in servers:
+        server.answer(OK)
+    late = [event for server in servers for event in server.events]
+    events = proxy.timeline.events
+    events[:] = [event for event in events if event not in late] + late
+
+
 def test_streams_that_were_answered_long_ago_are_forgotten(proxy, monkeypatch) -> None:
     """Their number is bounded; the oldest goes first, and the one just used stays."""
     monkeypatch.setattr(linker, "_PLACES", 2)
@@ -782,8 +808,7 @@ def test_streams_that_were_answered_long_ago_are_forgotten(proxy, monkeypatch) -
         servers.append(proxy.server(known(1, 0x1000 * (number + 1))))
         servers[-1].ask(request(number), IN_OTHER_TASK)
         client.answer(OK, known(1, 0x1000 * (number + 1)))
-    for server in servers:
-        server.answer(OK)
+    tell_later(proxy, servers)
     proxy.play()
     proxy.capture.assembler.linker.close()
 
@@ -791,7 +816,7 @@ def test_streams_that_were_answered_long_ago_are_forgotten(proxy, monkeypatch) -
 
 
 def test_at_an_address_only_the_newest_streams_are_kept(proxy, monkeypatch) -> None:
-    """A request that outlasts its answer by so many others is a rare one."""
+    """What was sent for others is rarely told after that of so many."""
     monkeypatch.setattr(linker, "_KEPT_AT_ADDRESS", 2)
     client = proxy.client()
     servers = []
@@ -800,8 +825,7 @@ def test_at_an_address_only_the_newest_streams_are_kept(proxy, monkeypatch) -> N
         servers.append(proxy.server(known(serial)))
         servers[-1].ask(request(serial), IN_OTHER_TASK)
         client.answer(OK, known(serial))
-    for server in servers:
-        server.answer(OK)
+    tell_later(proxy, servers)
     proxy.play()
     proxy.capture.assembler.linker.close()
 
