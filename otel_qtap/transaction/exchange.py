@@ -127,6 +127,7 @@ class Exchange:
         "body_start",
         "connect_started_ns",
         "eligible_ns",
+        "fellow",
         "in_order",
         "index",
         "interim_statuses",
@@ -195,7 +196,9 @@ class Exchange:
         self.key: StreamKey | None = None
         """Of a request to a backend: the stream that it was sent for."""
         self.asked_by: Place | None = None
-        """Of a request to a backend: the client's, once that is being answered."""
+        """Of a request to a backend: the client's, if that was answered meanwhile."""
+        self.fellow: Exchange | None = None
+        """Another one of the same stream that is in flight."""
         self.is_emitted = False
         self.place: Place | None = None
         self.passage: Passage | None = None

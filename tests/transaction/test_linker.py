@@ -645,6 +645,28 @@ def test_a_request_can_outlast_its_stream_by_many_others(proxy) -> None:
     assert not proxy.capture.assembler.linker._in_flight
 
 
+@pytest.mark.parametrize("first_over", [(), (0,), (1,), (2,), (0, 2)])
+def test_of_several_attempts_in_flight_each_is_linked(proxy, first_over) -> None:
+    """Also those that are over only when others are at the address of their stream."""
+    client, other = proxy.client(), proxy.client()
+    client.ask(request(0))
+    servers = [proxy.server(known(0)) for _ in range(3)]
+    for server in servers:
+        server.ask(request(0), known(0))
+    for number in first_over:
+        servers[number].answer(OK)
+    client.answer(OK, known(0))
+    for number in range(1, 9):
+        other.ask(request(number))
+        proxy.forward(request(number), known(number))
+        other.answer(OK, known(number))
+    for number in {0, 1, 2}.difference(first_over):
+        servers[number].answer(OK)
+
+    assert sorted(links(proxy.play()))[:3] == [(0, 0)] * 3
+    assert not proxy.capture.assembler.linker._in_flight
+
+
 def test_numbers_wrap(proxy) -> None:
     """After 2^32 requests; the newer number is the smaller one then."""
     client = proxy.client()
