@@ -29,7 +29,6 @@ __all__ = ["Agent"]
 log = logging.getLogger("otel_qtap")
 
 _CLOCK_TOLERANCE_NS = 500_000
-_LONGEST_LAG_NS = 2_000_000_000  # of the tap behind the kernel
 
 
 class Agent(Tap):
@@ -79,14 +78,13 @@ class Agent(Tap):
         self.close()
         return delivered
 
-    def after_drain(self, *, is_idle: bool) -> None:
+    def after_drain(self) -> None:
         """Let go of what waited for HAProxy's log; what is still in the ring may be the line."""
-        now_ns = time.monotonic_ns()
-        self._pipeline.settle(now_ns if is_idle else now_ns - _LONGEST_LAG_NS)
+        self._pipeline.settle(self.seen_ns)
 
     def tick(self) -> None:
         """Do what is due in the pipeline, and swap the configuration if there is a new one."""
-        self._pipeline.tick(time.monotonic_ns())
+        self._pipeline.tick(self.seen_ns)
         reloaded = self._reloader.take()
         if reloaded is not None:
             self._adopt(reloaded)

@@ -132,6 +132,7 @@ def _agent_options(options: argparse.Namespace) -> AgentOptions:
     return AgentOptions(
         rung=Rung(options.rung) if options.rung else None,
         ring_bytes=options.ring_size,
+        backlog_bytes=options.backlog_size,
         may_hurry=not options.no_hurry,
         docker_socket=Path(options.docker_socket_endpoint),
         pipeline=PipelineOptions(http_buffer_bytes=options.http_buffer_size),

@@ -125,6 +125,14 @@ def make_parser(command: str) -> argparse.ArgumentParser:
         help="ring buffer between kernel and agent, a power of two; default 16mb",
     )
     add(
+        "--backlog-size",
+        metavar="SIZE",
+        default="32mb",
+        type=_size,
+        help="most memory for what waits outside of the ring buffer when more comes than can be "
+        "processed; default 32mb",
+    )
+    add(
         "--no-hurry",
         action="store_true",
         help="lose events rather than raise the agent's priority when its ring buffer fills up",

@@ -51,7 +51,7 @@ class Recorder(Tap):
     def _excludes(self, process: Process) -> bool:
         return self.config.tap.filters.excludes(process.executable)
 
-    def after_drain(self, *, is_idle: bool) -> None:  # noqa: ARG002 - all the same
+    def after_drain(self) -> None:
         """Note what has become known of HAProxy's names, where it stands among the records."""
         if self.names.looks == self._looks:
             return
@@ -64,7 +64,7 @@ class Recorder(Tap):
     def housekeep(self, now_s: float) -> None:
         """Also decide about HAProxy processes that say little."""
         super().housekeep(now_s)
-        self._streams.tick(time.monotonic_ns())
+        self._streams.tick(self.seen_ns)
 
     def on_loss(self, event: LostEvent) -> None:
         """Keep the news of a loss in the recording."""

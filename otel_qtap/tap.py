@@ -33,6 +33,7 @@ from otel_qtap.haproxy.streams import StreamMarks
 from otel_qtap.haproxy.watch import HaproxyWatch
 from otel_qtap.pace import Pace
 from otel_qtap.pipeline import TICK_NS, PipelineOptions
+from otel_qtap.receiver.backlog import DEFAULT_BACKLOG_BYTES
 from otel_qtap.receiver.kernel import DEFAULT_RING_BYTES, KernelReceiver, KernelSettings
 from otel_qtap.receiver.programs import Rung
 
@@ -51,6 +52,8 @@ class AgentOptions:
 
     rung: Rung | None = None
     ring_bytes: int = DEFAULT_RING_BYTES
+    backlog_bytes: int = DEFAULT_BACKLOG_BYTES
+    """Most that may wait outside of the ring, as it is kept there."""
     docker_socket: Path = Path("/var/run/docker.sock")
     flush_deadline_s: float = 5.0
     may_hurry: bool = True
@@ -101,7 +104,10 @@ class Tap:
             counters,
             rung=options.rung,
             ring_bytes=options.ring_bytes,
+            backlog_bytes=options.backlog_bytes,
         )
+        self.seen_ns = time.monotonic_ns()
+        """Up to when everything that happened has been drained."""
 
     def watch_haproxy(self, streams: StreamMarks, learn: Callable[[int, Layout], None]) -> None:
         """Find the HAProxy processes of this machine, and keep ``streams`` in step with them."""
@@ -169,10 +175,12 @@ class Tap:
         next_tick_s = next_housekeeping_s = 0.0
         while not self._is_stopping:
             worked = False
+            seen_ns = time.monotonic_ns()
             for record in self.receiver.drain():
                 worked = True
                 take(record)
-            self.after_drain(is_idle=not worked)
+            self.seen_ns = max(self.seen_ns, self.receiver.newest_ns) if worked else seen_ns
+            self.after_drain()
             now_s = time.monotonic()
             if now_s >= next_tick_s:
                 next_tick_s = now_s + _TICK_S
@@ -186,20 +194,25 @@ class Tap:
             pace.rest(self.receiver.pending_bytes, worked=worked)
         self.is_ready = False
         self.receiver.detach()
+        self._drain_rest(take)
+        self.housekeep(time.monotonic())
+
+    def _drain_rest(self, take: Callable[[memoryview], None]) -> None:
+        """Take what was there when the kernel side was told to stop, as far as there is time."""
+        deadline_s = time.monotonic() + self.options.flush_deadline_s
         while self.receiver.pending_bytes:
             before = self.receiver.pending_bytes
             for record in self.receiver.drain():
                 take(record)
             if self.receiver.pending_bytes == before:
                 break  # a record that its writer never finished
-        self.housekeep(time.monotonic())
+            if time.monotonic() > deadline_s:
+                count = self.receiver.give_up()
+                log.warning("stopped with %d events that there was no time to process", count)
+                self.on_loss(LostEvent(time.monotonic_ns(), "unread", count))
 
-    def after_drain(self, *, is_idle: bool) -> None:
-        """
-        Do what cannot wait for ``tick``: every few milliseconds.
-
-        ``is_idle``: nothing was in the ring, so everything up to now has been seen.
-        """
+    def after_drain(self) -> None:
+        """Do what cannot wait for ``tick``: every few milliseconds."""
 
     def tick(self) -> None:
         """Do what is due between two drains, about every quarter of a second."""

@@ -132,6 +132,7 @@ def test_defaults(agent) -> None:
     (made,) = agent.made
     assert made.options.rung is None
     assert made.options.ring_bytes == 16 * 1024**2
+    assert made.options.backlog_bytes == 32 * 1024**2
     assert made.options.may_hurry
     assert made.options.docker_socket == Path("/var/run/docker.sock")
     assert made.options.pipeline.http_buffer_bytes == 2 * 1024**2
@@ -144,7 +145,7 @@ def test_every_option_of_a_run(agent, config, words) -> None:
     arguments = [
         "--config", str(config), "--log-level=error", "--log-encoding=json",
         "--http-buffer-size=1kb", "--rung=syscalls", "--ring-size=1mb", "--no-hurry",
-        "--docker-socket-endpoint=/x/docker.sock", "--status-listen=off",
+        "--docker-socket-endpoint=/x/docker.sock", "--status-listen=off", "--backlog-size=0",
     ]  # fmt: skip
     assert cli.main([*words, *arguments]) == 0
 
@@ -152,6 +153,7 @@ def test_every_option_of_a_run(agent, config, words) -> None:
     assert made.config.tap.direction.value == "all"
     assert made.options.rung is Rung.SYSCALLS
     assert made.options.ring_bytes == 1024**2
+    assert made.options.backlog_bytes == 0
     assert not made.options.may_hurry
     assert made.options.docker_socket == Path("/x/docker.sock")
     assert made.options.pipeline.http_buffer_bytes == 1024
@@ -235,10 +237,10 @@ def test_help_shows_every_option_with_an_example(capfd, command) -> None:
 
     assert caught.value.code == 0
     options = {
-        "run": "config log-level log-encoding http-buffer-size rung ring-size no-hurry "
-        "docker-socket-endpoint status-listen version",
-        "record": "config log-level log-encoding http-buffer-size rung ring-size no-hurry "
-        "docker-socket-endpoint duration max-size",
+        "run": "config log-level log-encoding http-buffer-size rung ring-size backlog-size "
+        "no-hurry docker-socket-endpoint status-listen version",
+        "record": "config log-level log-encoding http-buffer-size rung ring-size backlog-size "
+        "no-hurry docker-socket-endpoint duration max-size",
         "replay": "config log-level log-encoding http-buffer-size",
     }[command]
     shown = set(re.findall(r"^  --([a-z-]+)", text, re.MULTILINE))

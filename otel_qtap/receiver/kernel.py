@@ -18,6 +18,7 @@ from pathlib import Path
 
 from otel_qtap.counters import CounterSet
 from otel_qtap.haproxy.layout import Layout
+from otel_qtap.receiver.backlog import DEFAULT_BACKLOG_BYTES, Backlog
 from otel_qtap.receiver.loader import LoadedPrograms, attach_hook, kernel_release, load
 from otel_qtap.receiver.maps import KernelMap, missed_runs, possible_cpus
 from otel_qtap.receiver.programs import LOG_HOOK, MachineError, Rung
@@ -81,6 +82,7 @@ class KernelReceiver:
         *,
         rung: Rung | None = None,
         ring_bytes: int = DEFAULT_RING_BYTES,
+        backlog_bytes: int = DEFAULT_BACKLOG_BYTES,
         loader: Callable[[Rung | None, int], LoadedPrograms] = load,
     ) -> None:
         """
@@ -91,6 +93,7 @@ class KernelReceiver:
         self._loaded = loader(rung, ring_bytes)
         self.rung = self._loaded.rung
         self._ring = Ring(self._loaded.maps["records"], ring_bytes)
+        self._backlog = Backlog(self._ring, backlog_bytes)
         self._settings = KernelMap(self._loaded.maps["settings_map"], _SETTINGS.size)
         self._excluded = KernelMap(self._loaded.maps["excluded"], 1)
         self._layouts = KernelMap(self._loaded.maps["layouts"], _LAYOUT_BYTES)
@@ -111,11 +114,16 @@ class KernelReceiver:
                 "otel_qtap.receiver.lost", "{event}",
                 "Events the kernel side could not hand over whole", reason=reason,
             )
-            for reason in (*LOST_REASONS, "missed_run")
+            for reason in (*LOST_REASONS, "missed_run", "unread")
         }  # fmt: skip
         counters.gauge(
             "otel_qtap.receiver.ring.pending", "By", "Bytes in the ring buffer",
             lambda: self._ring.pending_bytes,
+        )  # fmt: skip
+        counters.gauge(
+            "otel_qtap.receiver.backlog.pending", "By",
+            "Bytes that were in the ring buffer and wait to be processed",
+            lambda: self._backlog.size,
         )  # fmt: skip
         self._excluded.write(_KEY.pack(os.getpid()), b"\1")
         self.apply(settings)
@@ -231,12 +239,17 @@ class KernelReceiver:
 
     def drain(self) -> Iterator[memoryview]:
         """Yield the records that wait; each is valid until the next is asked for."""
-        return self._ring.records(_DRAIN_BYTES)
+        return self._backlog.records(_DRAIN_BYTES)
+
+    @property
+    def newest_ns(self) -> int:
+        """Kernel time of the last record that was drained; monotonic."""
+        return self._backlog.newest_ns
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes that wait in the ring."""
-        return self._ring.pending_bytes
+        """Bytes that wait to be drained."""
+        return self._backlog.pending_bytes
 
     @property
     def written_bytes(self) -> int:
@@ -245,8 +258,14 @@ class KernelReceiver:
 
     @property
     def read_bytes(self) -> int:
-        """How far the ring has been drained."""
-        return self._ring.read_bytes
+        """How far what was written has been drained."""
+        return self._backlog.read_bytes
+
+    def give_up(self) -> int:
+        """Forget what waits to be drained; returns how many records, and counts them as lost."""
+        count = self._backlog.give_up()
+        self._lost_counters["unread"].add(count)
+        return count
 
     def losses(self) -> list[tuple[str, int]]:
         """Return what was lost since the last call, as (reason, count), and count it."""

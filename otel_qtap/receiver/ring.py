@@ -10,13 +10,16 @@ with a busy bit (being written) and a discard bit, then padding to 8 bytes.
 from __future__ import annotations
 
 import mmap
+import struct
 from collections.abc import Iterator
 
-__all__ = ["Ring"]
+__all__ = ["Ring", "records_in"]
 
 _BUSY = 1 << 31
 _DISCARD = 1 << 30
+_SIZE = _DISCARD - 1
 _HEADER = 8
+_TIMESTAMP = struct.Struct("<8xQ")  # in what our own records begin with
 
 
 class Ring:
@@ -44,6 +47,8 @@ class Ring:
         self._producer = whole[:8].cast("Q")
         self._data = whole[page:]
         self._headers = self._data.cast("I")
+        self.newest_ns = 0
+        """Kernel time of the last record that ``records`` yielded."""
 
     @property
     def written_bytes(self) -> int:
@@ -70,19 +75,46 @@ class Ring:
         position = start = self._consumer[0]
         end = min(self._producer[0], position + limit_bytes)
         mask, headers, data = self._mask, self._headers, self._data
+        newest = -1
         try:
             while position < end:
                 at = position & mask
                 header = headers[at >> 2]
                 if header & _BUSY:
                     break
-                size = header & 0x3FFFFFFF
+                size = header & _SIZE
                 position += (size + _HEADER + 7) & ~7
                 if not header & _DISCARD:
+                    newest = at
                     yield data[at + _HEADER : at + _HEADER + size]
         finally:
+            if newest >= 0:
+                (self.newest_ns,) = _TIMESTAMP.unpack_from(data, newest + _HEADER)
             if position != start:
                 self._consumer[0] = position
+
+    def take(self, limit_bytes: int) -> tuple[bytes, int]:
+        """
+        Take out the records that are complete, at most about ``limit_bytes`` of them.
+
+        Returns them as they lay in the ring, for ``records_in``, and how many. Their room is
+        given back at once.
+        """
+        position = start = self._consumer[0]
+        end = min(self._producer[0], position + limit_bytes)
+        mask, headers = self._mask, self._headers
+        count = 0
+        while position < end:
+            header = headers[(position & mask) >> 2]
+            if header & _BUSY:
+                break
+            position += ((header & _SIZE) + _HEADER + 7) & ~7
+            count += not header & _DISCARD
+        at = start & mask
+        content = bytes(self._data[at : at + position - start])
+        if position != start:
+            self._consumer[0] = position
+        return content, count
 
     def close(self) -> None:
         """Unmap the ring."""
@@ -94,3 +126,16 @@ class Ring:
                 mapping.close()
             except BufferError:
                 continue
+
+
+def records_in(content: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield the records of what was taken out of a ring, each with the place where it ends."""
+    headers = content.cast("B").cast("I")
+    position, end = 0, len(content)
+    while position < end:
+        header = headers[position >> 2]
+        start = position + _HEADER
+        size = header & _SIZE
+        position += (size + _HEADER + 7) & ~7
+        if not header & _DISCARD:
+            yield position, content[start : start + size]

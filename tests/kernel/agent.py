@@ -289,9 +289,9 @@ class RunningAgent:
         return last
 
     def wait_until_idle(self) -> None:
-        """Wait until the ring is empty and the losses of the last second are counted."""
-        name = "otel_qtap_receiver_ring_pending_bytes"
-        self.wait_until(lambda: self.metrics()[name] < 4096, "an empty ring")
+        """Wait until the ring is empty, and what was taken out of it is processed."""
+        names = [f"otel_qtap_receiver_{place}_pending_bytes" for place in ("ring", "backlog")]
+        self.wait_until(lambda: sum(map(self.metrics().__getitem__, names)) < 4096, "an empty ring")
 
     def _kill(self) -> None:
         if self._program.is_running:

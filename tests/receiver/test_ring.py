@@ -2,55 +2,19 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 from collections.abc import Iterator
 
 import pytest
+from receiver.ring_writer import BUSY, DISCARD, SIZE, RingWriter
 
-from otel_qtap.receiver.ring import Ring
-
-SIZE = 4096
-_BUSY, _DISCARD = 1 << 31, 1 << 30
-
-
-class Kernel:
-    """The writer's side: a page with each position, then the data twice."""
-
-    def __init__(self) -> None:
-        self.page = mmap.PAGESIZE
-        self.descriptor = os.memfd_create("ring")
-        os.ftruncate(self.descriptor, 2 * self.page + 2 * SIZE)
-        self.position = 0
-
-    @property
-    def consumed(self) -> int:
-        return struct.unpack("<Q", os.pread(self.descriptor, 8, 0))[0]
-
-    def write(self, data: bytes, flags: int = 0) -> int:
-        """Add a record and return where its header stands."""
-        start = self.position
-        self._put(start, struct.pack("<II", len(data) | flags, 0) + data)
-        self.position += (8 + len(data) + 7) & ~7
-        os.pwrite(self.descriptor, struct.pack("<Q", self.position), self.page)
-        return start
-
-    def finish(self, start: int, size: int, flags: int = 0) -> None:
-        """Take the busy bit away."""
-        self._put(start, struct.pack("<I", size | flags))
-
-    def _put(self, position: int, data: bytes) -> None:
-        # The kernel maps the same pages twice in a row; here every byte is written twice.
-        for index, byte in enumerate(data):
-            place = (position + index) % SIZE
-            for copy in (0, SIZE):
-                os.pwrite(self.descriptor, bytes([byte]), 2 * self.page + copy + place)
+from otel_qtap.receiver.ring import Ring, records_in
 
 
 @pytest.fixture
-def kernel() -> Iterator[Kernel]:
-    kernel = Kernel()
+def kernel() -> Iterator[RingWriter]:
+    kernel = RingWriter()
     yield kernel
     os.close(kernel.descriptor)
 
@@ -82,7 +46,7 @@ def test_records_come_in_order_and_make_room(kernel, ring) -> None:
 def test_a_record_that_is_being_written_stops_the_reader(kernel, ring) -> None:
     """What lies behind it waits, too: order is kept."""
     kernel.write(b"first")
-    start = kernel.write(b"....", _BUSY)
+    start = kernel.write(b"....", BUSY)
     kernel.write(b"third")
 
     assert take(ring) == [b"first"]
@@ -94,7 +58,7 @@ def test_a_record_that_is_being_written_stops_the_reader(kernel, ring) -> None:
 def test_a_discarded_record_is_passed_over(kernel, ring) -> None:
     """The kernel side changed its mind; its room is given back."""
     kernel.write(b"first")
-    kernel.write(b"never", _DISCARD)
+    kernel.write(b"never", DISCARD)
     kernel.write(b"third")
 
     assert take(ring) == [b"first", b"third"]
@@ -130,6 +94,35 @@ def test_a_reader_that_stops_early_keeps_what_it_did_not_see(kernel, ring) -> No
     records.close()
 
     assert take(ring) == [b"two", b"three"]
+
+
+def test_records_can_be_taken_out_together(kernel, ring) -> None:
+    """Up to one that is being written; they are the same as if they had been read one by one."""
+    for number in range(40):  # around the end, too
+        records = [bytes([number]) * size for size in (0, 9, 300)]
+        for record in records:
+            kernel.write(record)
+        kernel.write(b"never", DISCARD)
+        start = kernel.write(b"....", BUSY)
+
+        content, count = ring.take(SIZE)
+
+        assert count == len(records)
+        assert [bytes(record) for _, record in records_in(memoryview(content))] == records
+        assert ring.take(SIZE) == (b"", 0)
+        kernel.finish(start, 4)
+        assert take(ring) == [b"...."]
+        assert kernel.consumed == ring.read_bytes == ring.written_bytes
+
+
+def test_the_time_of_the_last_record_is_kept(kernel, ring) -> None:
+    """Of what was read, not of what waits."""
+    for number in range(3):
+        kernel.write(struct.pack("<QQ", 0, 100 + number))
+    take(ring, limit=2 * 24)
+    assert ring.newest_ns == 101
+    take(ring)
+    assert ring.newest_ns == 102
 
 
 def test_a_ring_can_be_closed_with_a_record_in_use(kernel) -> None:
