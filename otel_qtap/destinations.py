@@ -20,7 +20,6 @@ from otel_qtap.counters import CounterSet
 from otel_qtap.delivery import TapFirst, describe_error
 from otel_qtap.plugins import ArtifactReporter
 from otel_qtap.stores import (
-    EventConsumer,
     S3Options,
     S3Store,
     StdoutEventStore,
@@ -29,7 +28,7 @@ from otel_qtap.stores import (
     StoredObject,
     make_artifact,
 )
-from otel_qtap.transaction.consumer import Consumer
+from otel_qtap.transaction.consumer import Consumer, EventConsumer
 from otel_qtap.transaction.model import Transaction
 
 __all__ = ["Destination", "DestinationError", "Destinations"]

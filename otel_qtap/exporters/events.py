@@ -13,10 +13,10 @@ from typing import Any, Final, Protocol, cast
 from otel_qtap.exporters import semconv
 from otel_qtap.exporters.resource import Subject
 from otel_qtap.exporters.spans import Attributes
+from otel_qtap.transaction.consumer import Event
 from otel_qtap.transaction.model import Transaction
 
 __all__ = [
-    "Event",
     "ObjectPlace",
     "event_attributes",
     "object_attributes",
@@ -28,28 +28,6 @@ __all__ = [
 EVENT_TYPE: Final = "event.type"
 EVENT: Final = "event"
 EVENT_NAME_PREFIX: Final = "qtap."
-
-
-class Event(Protocol):
-    """Anything that Qtap's event stores take."""
-
-    @property
-    def event_type(self) -> str:
-        """Qtap's word for what it is: ``connection``, ``request``, ``artifact_record``, …"""
-
-    @property
-    def timestamp_ns(self) -> int:
-        """Nanoseconds since the Unix epoch."""
-
-    @property
-    def held_bytes(self) -> int:
-        """What it holds in memory, estimated."""
-
-    def record(self) -> Mapping[str, Any]:
-        """Return its JSON object; for workers, because it may take long."""
-
-    def describe(self) -> str:
-        """Return it as one line for people; may hold characters that drive terminals."""
 
 
 class ObjectPlace(Protocol):

@@ -21,10 +21,11 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import NonRecordingSpan, set_span_in_context
 
 from otel_qtap.exporters import semconv
-from otel_qtap.exporters.events import EVENT_NAME_PREFIX, Event, event_attributes, subject_of
+from otel_qtap.exporters.events import EVENT_NAME_PREFIX, event_attributes, subject_of
 from otel_qtap.exporters.identity import SpanIdentity
 from otel_qtap.exporters.resource import Subject
 from otel_qtap.exporters.spans import SCOPE, Attributes, end_ns, error_type
+from otel_qtap.transaction.consumer import Event
 from otel_qtap.transaction.model import Ending, Request, Response, Transaction
 from otel_qtap.transaction.readable import (
     escape_line,

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_qtap.counters import CounterSet
 from otel_qtap.delivery import DeliveryError, DeliveryQueue, TapFirst, describe_error
-from otel_qtap.exporters.events import Event, ObjectPlace, object_attributes, transaction_of
+from otel_qtap.exporters.events import ObjectPlace, object_attributes, transaction_of
 from otel_qtap.exporters.identity import IdentifySpan, SpanIdentifier
 from otel_qtap.exporters.logs import DEFAULT_BODY_LIMIT, LogBuilder
 from otel_qtap.exporters.resource import ResourceTable
@@ -29,6 +29,7 @@ from otel_qtap.exporters.transport import (
     make_sender,
     sdk_messages,
 )
+from otel_qtap.transaction.consumer import Event
 from otel_qtap.transaction.model import Request, Response, Transaction
 
 __all__ = ["OtlpExporter"]

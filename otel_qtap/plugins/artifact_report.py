@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from otel_qtap.stores.events import ArtifactRecord, EventConsumer
+from otel_qtap.stores.events import ArtifactRecord
+from otel_qtap.transaction.consumer import EventConsumer
 from otel_qtap.transaction.model import Transaction
 
 __all__ = ["ArtifactReporter"]

@@ -21,9 +21,9 @@ from otel_qtap.counters import Counter, CounterSet
 from otel_qtap.events import CloseEvent, CloseStep, DataEvent, Flow, Role
 from otel_qtap.plugins.http_metrics import DURATION_BOUNDS_MS
 from otel_qtap.stores.connection_event import ConnectionEvent, System
-from otel_qtap.stores.events import EventConsumer
 from otel_qtap.stores.qtap_fields import endpoint_of, protocol_of
 from otel_qtap.stores.tags import normalised_tags, process_tags, tags_by_key
+from otel_qtap.transaction.consumer import EventConsumer
 from otel_qtap.transaction.direction import direction_of
 from otel_qtap.transaction.model import Direction, Transaction
 

@@ -18,10 +18,10 @@ from typing import TypeVar
 from otel_qtap.config.capture import CaptureFormat, CaptureLevel
 from otel_qtap.counters import CounterSet
 from otel_qtap.plugins.redaction import Redactor
-from otel_qtap.stores.events import EventConsumer, IssueEvent
+from otel_qtap.stores.events import IssueEvent
 from otel_qtap.stores.qtap_fields import category_of, protocol_of, status_of
 from otel_qtap.stores.tags import normalised_tags, process_tags
-from otel_qtap.transaction.consumer import Consumer
+from otel_qtap.transaction.consumer import Consumer, EventConsumer
 from otel_qtap.transaction.model import Request, Response, Transaction
 from otel_qtap.transaction.readable import readable_body, readable_text
 

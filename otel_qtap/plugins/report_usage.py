@@ -18,9 +18,10 @@ from collections.abc import Iterable, Sequence
 from otel_qtap.config.capture import CaptureLevel
 from otel_qtap.plugins.redaction import Redactor
 from otel_qtap.protocol.events import Headers
-from otel_qtap.stores.events import AuthToken, EventConsumer, RequestEvent
+from otel_qtap.stores.events import AuthToken, RequestEvent
 from otel_qtap.stores.qtap_fields import protocol_of
 from otel_qtap.stores.tags import normalised_tags, process_tags
+from otel_qtap.transaction.consumer import EventConsumer
 from otel_qtap.transaction.model import Transaction
 
 __all__ = ["ReportUsage", "auth_token"]

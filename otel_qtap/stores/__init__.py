@@ -4,8 +4,6 @@ from otel_qtap.stores.artifact import Artifact, StoredObject, make_artifact
 from otel_qtap.stores.connection_event import ConnectionEvent, System
 from otel_qtap.stores.events import (
     ArtifactRecord,
-    Event,
-    EventConsumer,
     IssueEvent,
     RequestEvent,
 )
@@ -18,8 +16,6 @@ __all__ = [
     "Artifact",
     "ArtifactRecord",
     "ConnectionEvent",
-    "Event",
-    "EventConsumer",
     "IssueEvent",
     "RequestEvent",
     "S3Options",

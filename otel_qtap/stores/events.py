@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from otel_qtap.stores.artifact import held_bytes, make_artifact
 from otel_qtap.stores.json_record import rfc3339
@@ -31,42 +31,11 @@ from otel_qtap.transaction.readable import readable_text
 __all__ = [
     "ArtifactRecord",
     "AuthToken",
-    "Event",
-    "EventConsumer",
     "IssueEvent",
     "RequestEvent",
 ]
 
 Record = dict[str, Any]
-
-
-class Event(Protocol):
-    """Anything that event stores take."""
-
-    @property
-    def event_type(self) -> str:
-        """Qtap's word for what it is: ``connection``, ``request``, ``artifact_record``, …"""
-
-    @property
-    def timestamp_ns(self) -> int:
-        """Nanoseconds since the Unix epoch."""
-
-    @property
-    def held_bytes(self) -> int:
-        """What it holds in memory, estimated."""
-
-    def record(self) -> Record:
-        """Return its JSON object; for workers, because it may take long."""
-
-    def describe(self) -> str:
-        """Return it as one line for people; may hold characters that drive terminals."""
-
-
-class EventConsumer(Protocol):
-    """An event store, or an exporter that takes events."""
-
-    def consume_event(self, event: Event) -> None:
-        """Take ``event``; called on the tap thread, so it must not wait for anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

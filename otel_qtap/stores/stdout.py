@@ -17,9 +17,9 @@ from otel_qtap.config.capture import CaptureFormat
 from otel_qtap.counters import CounterSet
 from otel_qtap.delivery import DeliveryError, DeliveryQueue, TapFirst, describe_error
 from otel_qtap.stores.artifact import held_bytes
-from otel_qtap.stores.events import Event
 from otel_qtap.stores.json_record import json_line, render_json, rfc3339
 from otel_qtap.stores.text import render_text
+from otel_qtap.transaction.consumer import Event
 from otel_qtap.transaction.model import Transaction
 
 __all__ = ["StdoutEventStore", "StdoutStore", "StdoutWriter"]
