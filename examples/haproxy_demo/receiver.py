@@ -53,11 +53,18 @@ class LogRecord:
     resource: dict[str, str] = field(default_factory=dict)
 
 
+def free_ports(count: int) -> list[int]:
+    """Return different ports of the loopback address that nobody uses at this moment."""
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
 def free_port() -> int:
-    """Return a port of the loopback address that nobody uses at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return one of them."""
+    return free_ports(1)[0]
 
 
 class Receiver:

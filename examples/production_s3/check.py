@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 
 from checks.captured import levels, read_captured
-from checks.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+from checks.s3_server import WRITER, S3Server
 from checks.stage import Backend, Finding, Request, Stage
 
 PLACE = 4
@@ -21,10 +21,11 @@ ORDER = json.dumps({"order": 4711, "customer": "Alice"})
 
 
 def check(stage: Stage) -> Iterator[Finding]:
-    server = S3Server(stage.directory, "my-company-haproxy-traffic")
+    server = S3Server(stage.directory)
     stage.on_exit(server.stop)
     server.wait_until_it_stores()
-    stage.environment = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+    bucket = server.make_bucket("my-company-haproxy-traffic")
+    stage.environment = {"AWS_ACCESS_KEY_ID": WRITER[0], "AWS_SECRET_ACCESS_KEY": WRITER[1]}
     stage.replacements = {
         "endpoint: s3.amazonaws.com": f"endpoint: {server.endpoint}",
         "insecure: false": "insecure: true",
@@ -37,7 +38,7 @@ def check(stage: Stage) -> Iterator[Finding]:
     stage.send("1 request that HAProxy denies", [Request(path="/private")])
     stage.finish(0)
 
-    objects = server.objects()
+    objects = server.objects(bucket)
     texts = [content.decode() for content in objects.values()]
     stored = [item for item in read_captured(texts) if item.pid == stage.haproxy.pid]
     stage.note(f"in the bucket: {levels(stored)}")
@@ -58,6 +59,6 @@ def check(stage: Stage) -> Iterator[Finding]:
     )
     words = stage.agent.output() + stage.agent.errors()
     yield Finding(
-        "orders" not in words and SECRET_KEY not in words,
+        "orders" not in words and WRITER[1] not in words,
         "neither traffic nor keys on the agent's own output",
     )

@@ -9,10 +9,10 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from checks.s3_server import WRITER, S3Server
 from configs import config_of
 from exporters.test_otlp import Receiver
 from recorded import write_recording
-from stores.seaweed import WRITER, Seaweed
 
 from otel_qtap.counters import CounterSet
 from otel_qtap.pipeline import PipelineOptions
@@ -69,7 +69,7 @@ def attributes(item) -> dict[str, object]:
     return {pair.key: plain(pair.value) for pair in item.attributes}
 
 
-def test_objects_of_a_replay(seaweed: Seaweed, receiver, tmp_path, monkeypatch) -> None:
+def test_objects_of_a_replay(seaweed: S3Server, receiver, tmp_path, monkeypatch) -> None:
     """Two levels, two formats, both sides; digest, key, span, log record and event agree."""
     monkeypatch.setenv("S3_KEY_ID", WRITER[0])
     monkeypatch.setenv("S3_KEY", WRITER[1])

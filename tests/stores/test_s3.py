@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from stores.seaweed import READER, WRITER, Relay, Seaweed, make_certificate
+from checks.s3_server import READER, WRITER, S3Server
+from stores.s3_relay import Relay, make_certificate
 
 from otel_qtap.config.capture import CaptureFormat, CaptureLevel
 from otel_qtap.counters import CounterSet
@@ -65,7 +66,7 @@ def make_store(counters) -> Iterator[Callable[..., S3Store]]:
 
 
 @pytest.fixture
-def relay(seaweed: Seaweed) -> Iterator[Relay]:
+def relay(seaweed: S3Server) -> Iterator[Relay]:
     """A way to SeaweedFS that is cut until it is opened."""
     relay = Relay(seaweed.endpoint)
     yield relay
