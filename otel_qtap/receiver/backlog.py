@@ -27,6 +27,7 @@ DEFAULT_BACKLOG_BYTES = 32 * 1024 * 1024
 _LONGEST_NS = 15_000_000_000
 _MOVED_ABOVE, _MOVED_BELOW = 1 / 4, 1 / 16  # of the ring: when to begin to move, and to end
 _PIECE_BYTES = 512 * 1024
+_STEP_BYTES = 64 * 1024
 _UNPACKED_FOR = 16  # pieces, after one that was hardly smaller when compressed
 _TIMESTAMP = struct.Struct("<8xQ")  # in what all records begin with
 
@@ -105,7 +106,9 @@ class Backlog:
         """Yield about ``limit_bytes`` of the records that wait, see ``Ring.records``."""
         if self._ring.pending_bytes > self._ring.size * _MOVED_ABOVE:
             self._move()
-        return self._stored_records(limit_bytes) if self._size else self._ring.records(limit_bytes)
+        if self._size:  # the ring fills up meanwhile, so look after it soon
+            return self._stored_records(min(limit_bytes, _STEP_BYTES))
+        return self._ring.records(limit_bytes)
 
     def give_up(self) -> int:
         """Forget what waits, here and in the ring; returns how many records."""
