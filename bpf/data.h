@@ -484,7 +484,7 @@ static __always_inline void on_transfer(const void *sk, struct connection *c,
     u8 is_first = flow == FLOW_RECEIVE && c->role == ROLE_SERVER && !c->announced;
     struct layout *layout = flow == FLOW_SEND || is_first ? get_layout(c->layout) : NULL;
     read_stream(&move.stream, layout);
-    if (is_first)
+    if (is_first && c->connecting.state != STREAM_KNOWN)
         c->connecting = move.stream;
     if (!c->announced && !announce(c, sk, &start, tgid, now)) {
         count_lost(LOST_RING_FULL);
@@ -503,6 +503,26 @@ static __always_inline void on_transfer(const void *sk, struct connection *c,
     transfer->size = size;
     transfer->copy = source->readable ? copy : 0;
     send_data(scratch);
+}
+
+// A receive call on a socket that has nothing yet. In HAProxy's mode tcp a stream tries to read
+// from its client when it begins; what comes later is read outside of any stream, so this is
+// where a probe can tell whose client it is. Where HAProxy's memory is read, its task does.
+static __always_inline void note_reader(u64 sk)
+{
+    struct stream stream;
+    struct settings *settings = get_settings();
+    if (!settings || !settings->has_probes)
+        return;
+    struct connection *c = connections.lookup(&sk);
+    if (!c || c->announced || c->role != ROLE_SERVER || c->connecting.state != STREAM_NOT_ASKED)
+        return;
+    struct layout *layout = get_layout(layout_of(bpf_get_current_pid_tgid() >> 32));
+    if (!layout || layout->source != SOURCE_PROBE)
+        return;
+    read_stream(&stream, layout);
+    if (stream.state == STREAM_KNOWN)
+        c->connecting = stream;
 }
 
 #define EAGAIN 11

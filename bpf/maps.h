@@ -89,6 +89,7 @@ struct settings {
     u32 protocols;    // bit 1 << enum protocol for what is followed
     u32 changes;      // raised when `excluded` or `haproxies` changes
     u32 agent;        // thread group id of the agent
+    u32 has_probes;   // whether any process has SOURCE_PROBE
 };
 
 BPF_ARRAY(settings_map, struct settings, 1);

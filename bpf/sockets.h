@@ -52,6 +52,8 @@ static __always_inline void on_sock_length(struct bpf_raw_tracepoint_args *ctx, 
     if (is_idle_result(result)) {
         if (flow == FLOW_SEND && result == -EAGAIN)
             take_refused_line();
+        else if (flow == FLOW_RECEIVE && result == -EAGAIN)
+            note_reader(ctx->args[0]);
         return;
     }
     if (flow == FLOW_RECEIVE && (flags & MSG_PEEK))

@@ -152,8 +152,13 @@ int on_syscall_exit(struct sys_exit_arguments *ctx)
         return 0;
     struct call call = *found;
     calls.delete(&thread);
-    if (call.peek || is_idle_result(ctx->result))
+    if (call.peek)
         return 0;
+    if (is_idle_result(ctx->result)) {
+        if (call.flow == FLOW_RECEIVE && ctx->result == -EAGAIN)
+            note_reader(call.sk);
+        return 0;
+    }
     struct settings *settings = get_settings();
     if (!settings)
         return 0;

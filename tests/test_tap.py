@@ -40,14 +40,14 @@ def test_loopback_is_left_out_in_the_kernel(configure, loopback) -> None:
 
 
 def test_settings_are_packed_as_the_kernel_side_reads_them() -> None:
-    """``struct settings`` of ``bpf/maps.h``: eight words."""
+    """``struct settings`` of ``bpf/maps.h``: nine words."""
     settings = KernelSettings(
         egress_internal=False, ignore_loopback=True, turn_limit=0x1234, beyond_limit=9
     )
-    packed = settings.pack(generation=7, changes=3)
-    words = [int.from_bytes(packed[at : at + 4], "little") for at in range(0, 32, 4)]
+    packed = settings.pack(generation=7, changes=3, has_probes=True)
+    words = [int.from_bytes(packed[at : at + 4], "little") for at in range(0, 36, 4)]
 
-    assert len(packed) == 32
+    assert len(packed) == 36
     assert words[:5] == [7, 0b101, 1, 0x1234, 9]
     assert words[5] == 1 << 1 | 1 << 2 | 1 << 4  # HTTP/1 both ways, PROXY protocol
-    assert words[6] == 3
+    assert (words[6], words[8]) == (3, 1)

@@ -33,7 +33,7 @@ DEFAULT_RING_BYTES = 16 * 1024 * 1024
 
 _DRAIN_BYTES = 256 * 1024  # given back to the kernel at once, so that writers find room
 _PROTOCOL_HTTP1_REQUEST, _PROTOCOL_HTTP1_RESPONSE, _PROTOCOL_PROXY = 1, 2, 4
-_SETTINGS = struct.Struct("<IIIIIIII")
+_SETTINGS = struct.Struct("<IIIIIIIII")
 _KEY = struct.Struct("<I")
 _LAYOUT_BYTES = 32
 LAYOUTS = 512
@@ -54,7 +54,7 @@ class KernelSettings:
     beyond_limit: int = 256
     """Bytes copied of each further call, enough for chunk sizes."""
 
-    def pack(self, generation: int, changes: int) -> bytes:
+    def pack(self, generation: int, changes: int, *, has_probes: bool) -> bytes:
         """Return ``struct settings`` of ``bpf/maps.h``."""
         directions = self.ingress | self.egress_internal << 1 | self.egress_external << 2
         protocols = (
@@ -69,6 +69,7 @@ class KernelSettings:
             protocols,
             changes,
             os.getpid(),
+            has_probes,
         )
 
 
@@ -109,6 +110,8 @@ class KernelReceiver:
         self._generation = 0
         self._changes = 0
         self._in_force = settings
+        self._has_probes = False
+        self._settings_lock = threading.Lock()
         self._lost_counters = {
             reason: counters.counter(
                 "otel_qtap.receiver.lost", "{event}",
@@ -207,6 +210,8 @@ class KernelReceiver:
                 return "the agent stops"
             for name, descriptor in attached.items():
                 self._loaded.attachments[f"{name}_{number}"] = descriptor
+        self._has_probes = True
+        self._write_settings()
         return ""
 
     def watch_log(self, *, is_wanted: bool) -> str:
@@ -290,8 +295,11 @@ class KernelReceiver:
         self._write_settings()
 
     def _write_settings(self) -> None:
-        packed = self._in_force.pack(self._generation, self._changes)
-        self._settings.write(_KEY.pack(0), packed)
+        with self._settings_lock:
+            packed = self._in_force.pack(
+                self._generation, self._changes, has_probes=self._has_probes
+            )
+            self._settings.write(_KEY.pack(0), packed)
 
     def living_connections(self) -> dict[int, tuple[int, int]]:
         """

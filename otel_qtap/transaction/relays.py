@@ -16,7 +16,8 @@ missing, at the same place. And it counts only once its client is being answered
 stream: a request that HAProxy has read itself is answered by a stream, which knows better.
 
 A PROXY line is read by a task that exists for nothing else, so it tells nothing. Of probes
-(``tap.link: probe``) only the stream is known. Seen so in HAProxy 2.6, 2.8 and 3.2.
+(``tap.link: probe``) only the stream is known; there it counts, too, that a stream tries to read
+from its client when it begins, before there is anything. Seen so in HAProxy 2.6, 2.8 and 3.2.
 """
 
 from __future__ import annotations

@@ -140,11 +140,13 @@ def test_lost_events_make_no_wrong_links(captured) -> None:
         assert sum(result.score.total.correct for result in results) > 0
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_every_mode_is_precise(mode, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "name"), [*((mode, "t4-c64-same") for mode in MODES), ("probe", "tcp")]
+)
+def test_every_mode_is_precise(mode, name, tmp_path) -> None:
     """However the linker gets its evidence; only the passive one may leave links out."""
     binary = next(iter(find_haproxy().values()))
-    played = capture(reduced(SCENARIOS["t4-c64-same"], 500), binary, tmp_path, mode=mode)
+    played = capture(reduced(SCENARIOS[name], 500), binary, tmp_path, mode=mode)
     found = evaluate(played).score
     assert found.is_precise, found
     assert mode == "passive" or found.recall >= played.scenario.least_recall, found
