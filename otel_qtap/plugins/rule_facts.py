@@ -75,7 +75,7 @@ class TransactionFacts(Facts):
         if target is self._path_of:
             return self._path
         if target[:1] == "/" and target.isascii():  # nearly all of them
-            path: str | None = target.split("?", 1)[0]
+            path: str | None = target.split("?", 1)[0] if "?" in target else target
         elif transaction.request.method == "CONNECT":
             return None
         else:
@@ -107,8 +107,9 @@ class TransactionFacts(Facts):
 
     def http_req_header(self, name: str, /) -> str | None:
         """First value of a request header."""
+        size = len(name)
         for key, value in self.transaction.request.headers:
-            if key.lower() == name:
+            if len(key) == size and key.lower() == name:  # most names have another length
                 return readable_text(value)
         return None
 
@@ -135,8 +136,9 @@ class TransactionFacts(Facts):
         """First value of a response header."""
         response = self.transaction.response
         if response is not None:
+            size = len(name)
             for key, value in response.headers:
-                if key.lower() == name:
+                if len(key) == size and key.lower() == name:
                     return readable_text(value)
         return None
 
