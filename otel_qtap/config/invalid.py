@@ -15,6 +15,7 @@ from otel_qtap.config.section import Section, ValueSource
 
 __all__ = ["describe"]
 
+_SURELY = 0.8  # as near as one wrong letter in five
 _QUOTED = re.compile(r"'([^']*)'")
 _SHAPES = {
     "model_type": "a mapping",
@@ -64,7 +65,11 @@ def _text(
 
 def _unknown_key(key: str, owner: type[Section] | None, root: type[Section]) -> str:
     known = list(owner.keys()) if owner else []
-    hint = did_you_mean(key, known) or _belongs(key, owner, root)
+    hint = (
+        did_you_mean(key, known, _SURELY)
+        or _belongs(key, owner, root)  # it is right elsewhere, as in a part of a guide's file
+        or did_you_mean(key, known)
+    )
     if not hint:
         hint = f"; known here: {', '.join(known)}" if known else "; there is nothing to configure"
     return "unknown key" + hint
@@ -74,7 +79,12 @@ def _belongs(key: str, owner: type[Section] | None, root: type[Section]) -> str:
     """Return where ``key`` would be right: below this place, or at the one other place."""
     below = [path for path in _homes(owner) if path[-1] == key] if owner else []
     if below:
-        return f"; it belongs under {_pattern(min(below, key=len)[:-1])}"
+        places: list[str] = []
+        for path in sorted(below, key=len):
+            place = _pattern(path[:-1])
+            if not any(place.startswith(f"{nearer}.") for nearer in places):
+                places.append(place)
+        return f"; it belongs under {' or '.join(dict.fromkeys(places))}"
     anywhere = [path for path in _homes(root) if path[-1] == key]
     return f"; it belongs under {_pattern(anywhere[0][:-1])}" if len(anywhere) == 1 else ""
 

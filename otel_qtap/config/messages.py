@@ -109,10 +109,10 @@ def shown(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
+def did_you_mean(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
     """Return ``; did you mean 'x'?`` when one of the choices is near, else nothing."""
     spelled = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(word.lower()[:MAX_SHOWN], list(spelled), n=1)
+    near = difflib.get_close_matches(word.lower()[:MAX_SHOWN], list(spelled), 1, cutoff)
     return f"; did you mean {spelled[near[0]]!r}?" if near else ""
 
 

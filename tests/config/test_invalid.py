@@ -190,6 +190,11 @@ KEYS = [
         id="in-another-section",
     ),
     pytest.param(
+        VALID + "rules: [{name: a, expr: http.res.status >= 400}]\n",
+        "5: rules: unknown key; it belongs under control or stacks.*.plugins.*.config",
+        id="a-part-of-a-file",
+    ),
+    pytest.param(
         tap("version: 2"),
         "6: tap.version: unknown key; it belongs under the top of the file",
         id="one-level-too-low",
