@@ -15,7 +15,8 @@ Within the two connections a request is the one with the same head, in order; wh
 missing, at the same place. And it counts only once its client is being answered outside of any
 stream: a request that HAProxy has read itself is answered by a stream, which knows better.
 
-A PROXY line is read by a task that exists for nothing else, so it tells nothing. Of probes
+A PROXY line is read by a task that exists for nothing else, so it tells nothing; and what follows
+it at once is read by one that neither opens the connection to the server nor sends. Of probes
 (``tap.link: probe``) only the stream is known; there it counts, too, that a stream tries to read
 from its client when it begins, before there is anything. Seen so in HAProxy 2.6, 2.8 and 3.2.
 """

@@ -348,6 +348,7 @@ def _several_proxies() -> list[Scenario]:
     )
     ports = (FRONT, FRONT + 1, FRONT + 2)
     tcp = proxy(mode="tcp")
+    tcp_with_line = proxy(mode="tcp", port=second, bind_options="accept-proxy")
     mixed_fronts = {second: FRONT, **dict.fromkeys(SERVER_PORTS, second)}
     return [
         *_both("chain", "chains", first_hop, proxy(port=second), fronts=chain_fronts),
@@ -356,6 +357,12 @@ def _several_proxies() -> list[Scenario]:
                  proxy(port=second, bind_options="accept-proxy"), fronts=chain_fronts),
         scenario("chain-tcp-first", "mode tcp",
                  proxy(mode="tcp", servers=servers(ports=(second,))), proxy(port=second),
+                 fronts=mixed_fronts),
+        # Behind a PROXY line nothing tells whose bytes HAProxy passes on, and nothing is linked.
+        scenario("chain-tcp-last", "mode tcp", with_line, tcp_with_line,
+                 fronts=mixed_fronts, least_recall=0.5),
+        scenario("chain-tcp-both", "mode tcp",
+                 proxy(mode="tcp", servers=servers("send-proxy", (second,))), tcp_with_line,
                  fronts=mixed_fronts, least_recall=0.5),
         *_both("tcp", "mode tcp", tcp),
         scenario("tcp-close", "mode tcp", tcp, client={"close": 1}),
