@@ -506,21 +506,18 @@ static __always_inline void on_transfer(const void *sk, struct connection *c,
 }
 
 // A receive call on a socket that has nothing yet. In HAProxy's mode tcp a stream tries to read
-// from its client when it begins; what comes later is read outside of any stream, so this is
-// where a probe can tell whose client it is. Where HAProxy's memory is read, its task does.
+// from its client when it begins. What comes later is read outside of any stream, and passed on
+// by other tasks until the server has accepted; so this tells whose client it is.
 static __always_inline void note_reader(u64 sk)
 {
     struct stream stream;
     struct settings *settings = get_settings();
-    if (!settings || !settings->has_probes)
+    if (!settings || !settings->has_haproxy)
         return;
     struct connection *c = connections.lookup(&sk);
     if (!c || c->announced || c->role != ROLE_SERVER || c->connecting.state != STREAM_NOT_ASKED)
         return;
-    struct layout *layout = get_layout(layout_of(bpf_get_current_pid_tgid() >> 32));
-    if (!layout || layout->source != SOURCE_PROBE)
-        return;
-    read_stream(&stream, layout);
+    read_stream(&stream, get_layout(layout_of(bpf_get_current_pid_tgid() >> 32)));
     if (stream.state == STREAM_KNOWN)
         c->connecting = stream;
 }

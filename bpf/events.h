@@ -97,7 +97,8 @@ struct open_record {
     u16 local_port;  // host byte order
     u16 remote_port; // network byte order
     u32 namespace;   // number of the network namespace, as in /proc/PID/ns/net
-    // What was processed when the process called connect, or got the first bytes of a client.
+    // What was processed when the process called connect; of a client, when a stream first tried
+    // to read, or else when the first bytes came.
     struct stream connecting;
 };
 

@@ -64,7 +64,9 @@ struct connection {
     struct probe probes[2]; // first bytes, by flow, while PHASE_FRESH
     u64 connect_started_ns;
     u64 established_ns;
-    struct stream connecting; // what was processed at connect, or at a client's first bytes
+    // What was processed at connect; of a client's, when a stream first tried to read, or else
+    // when the first bytes came.
+    struct stream connecting;
 };
 
 // Key: address of struct sock. Removed when the kernel destroys the socket
@@ -89,7 +91,7 @@ struct settings {
     u32 protocols;    // bit 1 << enum protocol for what is followed
     u32 changes;      // raised when `excluded` or `haproxies` changes
     u32 agent;        // thread group id of the agent
-    u32 has_probes;   // whether any process has SOURCE_PROBE
+    u32 has_haproxy;  // whether any process has a layout
 };
 
 BPF_ARRAY(settings_map, struct settings, 1);

@@ -135,7 +135,11 @@ class OpenEvent(NamedTuple):
     namespace: int = 0
     """Number of the network namespace, as ``/proc/PID/ns/net`` shows it."""
     connecting: StreamMark = NO_MARK
-    """What HAProxy was working on when it called ``connect``, or got a client's first bytes."""
+    """
+    What HAProxy was working on when it called ``connect``.
+
+    Of a client's connection: when a stream first tried to read, or else when the first bytes came.
+    """
 
 
 class DataEvent(NamedTuple):

@@ -44,7 +44,7 @@ def test_settings_are_packed_as_the_kernel_side_reads_them() -> None:
     settings = KernelSettings(
         egress_internal=False, ignore_loopback=True, turn_limit=0x1234, beyond_limit=9
     )
-    packed = settings.pack(generation=7, changes=3, has_probes=True)
+    packed = settings.pack(generation=7, changes=3, has_haproxy=True)
     words = [int.from_bytes(packed[at : at + 4], "little") for at in range(0, 36, 4)]
 
     assert len(packed) == 36

@@ -39,9 +39,9 @@ _UNREADABLE = StreamMark(StreamState.UNREADABLE, 0, 0)
 
 
 def marked_ns(event: Marked) -> int:
-    """Return when the mark was made: that of an opening when the process connected."""
+    """Return since when the mark may be there: that of an opening since before the first bytes."""
     if isinstance(event, OpenEvent):
-        return event.connect_started_ns or event.timestamp_ns
+        return event.connect_started_ns or event.established_ns or event.timestamp_ns
     return event.timestamp_ns
 
 

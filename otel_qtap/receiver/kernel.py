@@ -54,7 +54,7 @@ class KernelSettings:
     beyond_limit: int = 256
     """Bytes copied of each further call, enough for chunk sizes."""
 
-    def pack(self, generation: int, changes: int, *, has_probes: bool) -> bytes:
+    def pack(self, generation: int, changes: int, *, has_haproxy: bool) -> bytes:
         """Return ``struct settings`` of ``bpf/maps.h``."""
         directions = self.ingress | self.egress_internal << 1 | self.egress_external << 2
         protocols = (
@@ -69,7 +69,7 @@ class KernelSettings:
             protocols,
             changes,
             os.getpid(),
-            has_probes,
+            has_haproxy,
         )
 
 
@@ -110,7 +110,7 @@ class KernelReceiver:
         self._generation = 0
         self._changes = 0
         self._in_force = settings
-        self._has_probes = False
+        self._has_haproxy = False
         self._settings_lock = threading.Lock()
         self._lost_counters = {
             reason: counters.counter(
@@ -165,6 +165,7 @@ class KernelReceiver:
         executes another program.
         """
         had_room = self._haproxies.write(_KEY.pack(process_id), _KEY.pack(number))
+        self._has_haproxy = True
         self._raise_changes()
         return had_room
 
@@ -210,8 +211,6 @@ class KernelReceiver:
                 return "the agent stops"
             for name, descriptor in attached.items():
                 self._loaded.attachments[f"{name}_{number}"] = descriptor
-        self._has_probes = True
-        self._write_settings()
         return ""
 
     def watch_log(self, *, is_wanted: bool) -> str:
@@ -297,7 +296,7 @@ class KernelReceiver:
     def _write_settings(self) -> None:
         with self._settings_lock:
             packed = self._in_force.pack(
-                self._generation, self._changes, has_probes=self._has_probes
+                self._generation, self._changes, has_haproxy=self._has_haproxy
             )
             self._settings.write(_KEY.pack(0), packed)
 

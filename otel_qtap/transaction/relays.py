@@ -6,8 +6,8 @@ server, for as long as they last. The answers to the client say nothing: they ar
 another task than that of the stream. What tells which two belong together is who got the
 client's first bytes:
 
-    the stream         before the server has accepted, and the connection to the server was
-                       opened by the same stream
+    the stream         where it got them, or had tried to before they came; the connection to
+                       the server was opened by the same stream
     the client's task  afterwards; it sends them on at once, and lives as long as the
                        connection: no other client has it
 
@@ -17,8 +17,7 @@ stream: a request that HAProxy has read itself is answered by a stream, which kn
 
 A PROXY line is read by a task that exists for nothing else, so it tells nothing; and what follows
 it at once is read by one that neither opens the connection to the server nor sends. Of probes
-(``tap.link: probe``) only the stream is known; there it counts, too, that a stream tries to read
-from its client when it begins, before there is anything. Seen so in HAProxy 2.6, 2.8 and 3.2.
+(``tap.link: probe``) only the stream is known. Seen so in HAProxy 2.6, 2.8 and 3.2.
 """
 
 from __future__ import annotations
