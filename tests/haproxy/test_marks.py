@@ -78,14 +78,16 @@ def test_a_mark_is_put_right_if_a_snapshot_says_how() -> None:
     assert put_right(without_mark(event), snapshot, right) == event._replace(stream=NO_MARK)
 
 
-def test_an_opening_is_as_old_as_its_connect() -> None:
-    """It is told when the first bytes pass."""
+def test_the_mark_of_an_opening_may_be_older_than_the_event() -> None:
+    """It is told when the first bytes pass; of a client's, somebody may have tried to read before."""
     memory = Memory()
     opened = memory.connect(None, 5)
     late = opened._replace(timestamp_ns=memory.now_ns + 10**9)
 
     assert marked_ns(late) == memory.now_ns
-    assert marked_ns(late._replace(connect_started_ns=0)) == late.timestamp_ns
+    accepted = late._replace(connect_started_ns=0, established_ns=7)
+    assert marked_ns(accepted) == 7
+    assert marked_ns(accepted._replace(established_ns=0)) == late.timestamp_ns
     assert put_right(late, None, LAYOUT) == late._replace(connecting=UNREADABLE)
     assert without_mark(late) == late._replace(connecting=NO_MARK)
 
