@@ -79,7 +79,7 @@ def test_a_mark_is_put_right_if_a_snapshot_says_how() -> None:
 
 
 def test_the_mark_of_an_opening_may_be_older_than_the_event() -> None:
-    """It is told when the first bytes pass; of a client's, somebody may have tried to read before."""
+    """It is told when the first bytes pass; there may have been a try to read them before."""
     memory = Memory()
     opened = memory.connect(None, 5)
     late = opened._replace(timestamp_ns=memory.now_ns + 10**9)
