@@ -30,6 +30,9 @@ class Pace:
     with a nice value of -5 (three times the weight), until the ring is nearly empty. It
     never takes more than the one processor a thread can use, and where one is idle it
     changes nothing.
+
+    Both compare threads of one session where the kernel shares out processors by session
+    (sched(7), autogroup), so a service that is alone in its own gains little by them.
     """
 
     BEHIND_ABOVE = 0.03
