@@ -84,7 +84,7 @@ def _belongs(key: str, owner: type[Section] | None, root: type[Section]) -> str:
             place = _pattern(path[:-1])
             if not any(place.startswith(f"{nearer}.") for nearer in places):
                 places.append(place)
-        return f"; it belongs under {' or '.join(dict.fromkeys(places))}"
+        return f"; it belongs under {' or '.join(places)}"
     anywhere = [path for path in _homes(root) if path[-1] == key]
     return f"; it belongs under {_pattern(anywhere[0][:-1])}" if len(anywhere) == 1 else ""
 

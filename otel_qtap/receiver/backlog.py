@@ -12,13 +12,12 @@ kernel side counts what it cannot hand over.
 
 from __future__ import annotations
 
-import struct
 import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from otel_qtap.receiver.ring import Ring, records_in
+from otel_qtap.receiver.ring import Ring, records_in, timestamp_ns
 
 __all__ = ["DEFAULT_BACKLOG_BYTES", "Backlog"]
 
@@ -29,7 +28,6 @@ _MOVED_ABOVE, _MOVED_BELOW = 1 / 4, 1 / 16  # of the ring: when to begin to move
 _PIECE_BYTES = 512 * 1024
 _STEP_BYTES = 64 * 1024
 _UNPACKED_FOR = 16  # pieces, after one that was hardly smaller when compressed
-_TIMESTAMP = struct.Struct("<8xQ")  # in what all records begin with
 
 
 class _Piece:
@@ -157,7 +155,7 @@ class Backlog:
                 position = len(content)
         finally:
             if record is not None:
-                (self._newest_ns,) = _TIMESTAMP.unpack_from(record)
+                self._newest_ns = timestamp_ns(record)
             self._content = content[position:]
             self._size -= position
             if not self._content:

@@ -111,7 +111,6 @@ class KernelReceiver:
         self._changes = 0
         self._in_force = settings
         self._has_haproxy = False
-        self._settings_lock = threading.Lock()
         self._lost_counters = {
             reason: counters.counter(
                 "otel_qtap.receiver.lost", "{event}",
@@ -258,7 +257,7 @@ class KernelReceiver:
     @property
     def written_bytes(self) -> int:
         """How far the ring has been written."""
-        return self._ring.written_bytes
+        return self._backlog.written_bytes
 
     @property
     def read_bytes(self) -> int:
@@ -294,11 +293,8 @@ class KernelReceiver:
         self._write_settings()
 
     def _write_settings(self) -> None:
-        with self._settings_lock:
-            packed = self._in_force.pack(
-                self._generation, self._changes, has_haproxy=self._has_haproxy
-            )
-            self._settings.write(_KEY.pack(0), packed)
+        packed = self._in_force.pack(self._generation, self._changes, has_haproxy=self._has_haproxy)
+        self._settings.write(_KEY.pack(0), packed)
 
     def living_connections(self) -> dict[int, tuple[int, int]]:
         """

@@ -13,7 +13,7 @@ import mmap
 import struct
 from collections.abc import Iterator
 
-__all__ = ["Ring", "records_in"]
+__all__ = ["Ring", "records_in", "timestamp_ns"]
 
 _BUSY = 1 << 31
 _DISCARD = 1 << 30
@@ -89,7 +89,7 @@ class Ring:
                     yield data[at + _HEADER : at + _HEADER + size]
         finally:
             if newest >= 0:
-                (self.newest_ns,) = _TIMESTAMP.unpack_from(data, newest + _HEADER)
+                self.newest_ns = timestamp_ns(data, newest + _HEADER)
             if position != start:
                 self._consumer[0] = position
 
@@ -126,6 +126,12 @@ class Ring:
                 mapping.close()
             except BufferError:
                 continue
+
+
+def timestamp_ns(data: memoryview, at: int = 0) -> int:
+    """Return the kernel time of the record that begins there."""
+    (time_ns,) = _TIMESTAMP.unpack_from(data, at)
+    return int(time_ns)
 
 
 def records_in(content: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -26,8 +26,6 @@ class Function:
 
 
 def _starts_with(value: Value, prefix: Value) -> bool:
-    if type(value) is str and type(prefix) is str:  # nearly always
-        return value.startswith(prefix)
     return text_of(value).startswith(text_of(prefix))
 
 
@@ -36,8 +34,6 @@ def _zone(domain: Value) -> str | None:
 
 
 def _in_zone(domain: Value, zone: Value) -> bool:
-    if type(domain) is str and type(zone) is str:  # nearly always
-        return _lies_in(domain, zone)
     return _lies_in(text_of(domain), text_of(zone))
 
 

@@ -127,7 +127,6 @@ class Exchange:
         "body_start",
         "connect_started_ns",
         "eligible_ns",
-        "fellow",
         "in_order",
         "index",
         "interim_statuses",
@@ -197,8 +196,6 @@ class Exchange:
         """Of a request to a backend: the stream that it was sent for."""
         self.asked_by: Place | None = None
         """Of a request to a backend: the client's, if that was answered meanwhile."""
-        self.fellow: Exchange | None = None
-        """Another one of the same stream that is in flight."""
         self.is_emitted = False
         self.place: Place | None = None
         self.passage: Passage | None = None

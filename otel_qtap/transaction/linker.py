@@ -75,12 +75,12 @@ class Linker:
         """By process and address of the stream: those with the newest numbers, oldest first."""
         self._given_up: OrderedDict[tuple[int, int], list[Place]] = OrderedDict()
         """By process and task: clients that got no answer, oldest first."""
-        self._in_flight: dict[StreamKey, Exchange] = {}
+        self._in_flight: dict[StreamKey, list[Exchange]] = {}
         """
         Requests to backends that are not over, of clients that are not answered.
 
-        The newest of each stream, see ``Exchange.fellow``. One may be told to be over long after
-        its client was answered, when many other streams have been at the same address.
+        One may be told to be over long after its client was answered, when many other streams
+        have been at the same address.
         """
         self._waiting: dict[tuple[int, int], list[_Waiting]] = {}
         self._waiting_count = 0
@@ -163,10 +163,7 @@ class Linker:
         """A request to a backend begins in a stream that is known."""
         mark = exchange.mark
         key = exchange.key = StreamKey(exchange.process_id, mark.address, mark.serial)
-        other = self._in_flight.setdefault(key, exchange)
-        if other is not exchange:
-            exchange.fellow = other
-            self._in_flight[key] = exchange
+        self._in_flight.setdefault(key, []).append(exchange)
 
     def answer(self, place: Place) -> None:
         """The process begins to answer the request of ``place``, or gives its client up."""
@@ -189,10 +186,8 @@ class Linker:
         known.append(place)
         if len(known) > _KEPT_AT_ADDRESS:
             del known[0]
-        exchange = self._in_flight.pop(key, None)
-        while exchange is not None:
+        for exchange in self._in_flight.pop(key, ()):
             exchange.asked_by = place
-            exchange = exchange.fellow
         if at in self._waiting:
             self._answer_waiting(at, place)
 
@@ -214,9 +209,10 @@ class Linker:
     def _consume_sent(self, transaction: Transaction, exchange: Exchange) -> None:
         key, passage = exchange.key, exchange.passage
         if key is not None and exchange.asked_by is None:
-            newest = self._in_flight.pop(key)
-            if newest is not exchange or exchange.fellow is not None:
-                self._leave_fellows(key, newest, exchange)
+            in_flight = self._in_flight[key]
+            in_flight.remove(exchange)
+            if not in_flight:
+                del self._in_flight[key]
         if passage is None:
             self._consume_marked(transaction, exchange)
             return
@@ -231,18 +227,6 @@ class Linker:
                 self._consume_marked(transaction, exchange)
 
         passage.when_decided(proceed)
-
-    def _leave_fellows(self, key: StreamKey, newest: Exchange, over: Exchange) -> None:
-        """Keep the others that are in flight for the same stream."""
-        others = []
-        each: Exchange | None = newest
-        while each is not None:
-            if each is not over:
-                others.append(each)
-            each = each.fellow
-        for each, following in zip(others, [*others[1:], None], strict=True):
-            each.fellow = following
-        self._in_flight[key] = others[0]
 
     def _consume_marked(self, transaction: Transaction, exchange: Exchange) -> None:
         mark = exchange.mark
