@@ -1,9 +1,10 @@
 """
 A capture replayed: the linker's answers, held against the truth.
 
-Every recording is replayed twice, with the same events left out if any are to be: once to
-read the nonces in the captured bodies, by which the scorer tells transactions apart, and
-once with every nonce overwritten, so that no linker can use one as evidence.
+Every recording is replayed twice: once to read the nonces in the captured bodies, by which
+the scorer tells transactions apart, and once with every nonce overwritten, so that no linker
+can use one as evidence. If events are to be left out, both are done without them, and a
+replay of all events tells what each transaction really is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linking.capture import BODY_BYTES, Capture
-from linking.identify import Nonces, key_of, nonces_of
+from linking.identify import Nonces, Original, key_of, nonces_of, originals
 from linking.score import Score, score
 from traffic.world import WorldError
 
@@ -133,19 +134,26 @@ def evaluate(captured: Capture, *, drop: float = 0.0, seed: int = 1, masked: boo
     Unless ``masked`` the linker sees the nonces, which make every answer differ from the
     others, as answers often do; otherwise those of one size are all alike.
     """
-    read = _Treated(captured.recording, drop=drop, seed=seed, masked=False)
-    nonces: dict[tuple[object, ...], Nonces] = {
-        key_of(transaction): nonces_of(transaction)
-        for transaction in _replayed(read, captured.config)
-    }
+    whole = _Treated(captured.recording, drop=0, seed=seed, masked=False)
+    everything = _replayed(whole, captured.config)
+    seen = everything
+    if drop:
+        without = _Treated(captured.recording, drop=drop, seed=seed, masked=False)
+        seen = _replayed(without, captured.config)
+    nonces: dict[tuple[object, ...], Nonces] = {key_of(t): nonces_of(t) for t in seen}
+    known = {} if whole.lost else originals(seen, everything)
+
+    def original(transaction: Transaction) -> Original:
+        key = key_of(transaction)
+        return known.get(key) or Original(None, nonces[key])
+
     treated = _Treated(captured.recording, drop=drop, seed=seed, masked=masked)
     transactions = _replayed(treated, captured.config)
     return Result(
         capture=captured,
         score=score(
             transactions, captured.truth, captured.topology,
-            nonces=lambda transaction: nonces[key_of(transaction)],
-            is_lossless=not drop and not read.lost,
+            nonces=lambda transaction: nonces[key_of(transaction)], original=original,
         ),
         lost=treated.lost,
         dropped=treated.dropped,

@@ -1,24 +1,29 @@
 """
 Which exchange a captured transaction was, by the notes of client and backend.
 
-Its ports and its time name the connection; there its index names the exchange, or after a
-loss the nonces of its bodies, or its times. What none of them names for certain stays
-without a name: a scorer that guesses would find links wrong that are right.
+Its ports and its time name the connection; there its index names the exchange, and the
+nonces of its bodies have to agree. In a replay that lacks events an index names nothing, but
+the replay of all events has the same request at the same nanosecond, and its index does.
+What is not named for certain stays without a name: a scorer that guesses would find links
+wrong that are right. (Near a moment the times of both sides do not tell: a server may have
+read a request, and answered it, before HAProxy's call that sends it has returned.)
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from linking.truth import Attempt, AttemptKind, Request, Truth, nonce_of
 
 from otel_qtap.transaction.model import Transaction
 
-__all__ = ["Egress", "Identifier", "Nonces", "Topology", "key_of", "nonces_of"]
+__all__ = [
+    "Egress", "Identifier", "Nonces", "Original", "Topology", "key_of", "nonces_of", "originals",
+]  # fmt: skip
 
 Nonces = tuple[str, str]
 """Of the request and of the response; empty where a body holds none."""
@@ -76,41 +81,75 @@ def key_of(transaction: Transaction) -> tuple[object, ...]:
     return t.direction, t.local, t.remote, t.index, start_ns, t.timings.connect_start_ns
 
 
-class Identifier:
-    """
-    Finds the notes of transactions, whose times are to be ``CLOCK_MONOTONIC`` as theirs.
+class Original(NamedTuple):
+    """What a transaction is when nothing is left out."""
 
-    Unless ``is_lossless`` the index of a transaction is not trusted: requests that were lost
-    before it were not counted.
+    index: int | None
+    """Its place on its connection; ``None`` where requests before it may not have been seen."""
+    nonces: Nonces
+
+
+def originals(
+    transactions: Iterable[Transaction], whole: Iterable[Transaction]
+) -> dict[tuple[object, ...], Original]:
     """
+    Return, by ``key_of``, what transactions of a replay that lacks events really are.
+
+    ``whole`` is the replay of all events, nonces included. The same request begins with the
+    same event in both; of several that do, as pipelined ones may, the first are the same.
+    """
+    beginning: dict[tuple[object, ...], list[Transaction]] = defaultdict(list)
+    for transaction in sorted(whole, key=_index):
+        beginning[_begin_of(transaction)].append(transaction)
+    counted: Counter[tuple[object, ...]] = Counter()
+    found = {}
+    for transaction in sorted(transactions, key=_index):
+        begin = _begin_of(transaction)
+        twins = beginning.get(begin, [])
+        if counted[begin] < len(twins):
+            twin = twins[counted[begin]]
+            found[key_of(transaction)] = Original(twin.index, nonces_of(twin))
+        counted[begin] += 1
+    return found
+
+
+def _begin_of(transaction: Transaction) -> tuple[object, ...]:
+    t = transaction
+    return t.direction, t.local, t.remote, t.timings.request_start_ns
+
+
+class Identifier:
+    """Finds the notes of transactions, whose times are to be ``CLOCK_MONOTONIC`` as theirs."""
 
     def __init__(
         self,
         truth: Truth,
         topology: Topology,
-        nonces: Callable[[Transaction], Nonces],
-        *,
-        is_lossless: bool,
+        nonces: Callable[[Transaction], Nonces] = nonces_of,
+        original: Callable[[Transaction], Original] | None = None,
     ) -> None:
+        """
+        ``nonces`` are those of a transaction as it was captured, whatever hides them now.
+
+        Without ``original`` everything was captured.
+        """
         self.mispaired = 0
         """Transactions made of the request of one exchange and the response of another."""
         self._truth = truth
         self._topology = topology
         self._nonces = nonces
+        self._original = original or (lambda t: Original(t.index, nonces(t)))
         entered = ((r.front_port, r.port, r) for r in truth.requests)
         served = ((a.server_port, a.port, a) for a in truth.attempts)
-        self._clients = _Connections(entered, _requests_at, slack_ns=0, is_lossless=is_lossless)
-        self._servers = _Connections(
-            served, _attempts_at, slack_ns=_ACCEPT_SLACK_NS, is_lossless=is_lossless
-        )
+        self._clients = _Connections(entered, 0)
+        self._servers = _Connections(served, _ACCEPT_SLACK_NS)
 
     def request(self, transaction: Transaction) -> Request | None:
         """Return the request that a SERVER transaction is about, ``None`` if none is certain."""
         front = transaction.local.port
         if front not in self._topology.entries:
             return self._by_nonce(transaction)
-        peer, nonces = transaction.remote.port, self._nonces(transaction)
-        return self._certain(self._clients.find(transaction, front, peer, nonces))
+        return self._find(self._clients, transaction, front, transaction.remote.port)
 
     def egress(self, transaction: Transaction) -> Egress | None:
         """Return what a CLIENT transaction was, ``None`` if nobody knows for certain."""
@@ -121,21 +160,27 @@ class Identifier:
         if port not in self._topology.server_ports:
             request = self._by_nonce(transaction)
             return None if request is None else Egress(AttemptKind.ANSWERED, request)
-        peer, nonces = transaction.local.port, self._nonces(transaction)
-        attempt = self._certain(self._servers.find(transaction, port, peer, nonces))
+        attempt = self._find(self._servers, transaction, port, transaction.local.port)
         if attempt is None:
             return None
         return Egress(self._truth.kind_of(attempt), self._truth.request_of(attempt), attempt)
 
     def _by_nonce(self, transaction: Transaction) -> Request | None:
         """Between two proxies nobody takes notes; there only the bodies tell."""
-        asked, answered = self._nonces(transaction)
-        by_request = self._truth.by_request_nonce.get(asked)
-        by_response = self._truth.by_response_nonce.get(answered)
-        if by_request is None or by_response is None or by_request is by_response:
-            return by_request or by_response
-        self.mispaired += 1
-        return None
+        named, seen = (
+            {request.number: request for request in self._named_by(nonces)}
+            for nonces in (self._original(transaction).nonces, self._nonces(transaction))
+        )
+        if len(named | seen) > 1:
+            self.mispaired += 1
+            return None
+        return next(iter(named.values()), None)
+
+    def _named_by(self, nonces: Nonces) -> list[Request]:
+        asked, answered = nonces
+        truth = self._truth
+        found = (truth.by_request_nonce.get(asked), truth.by_response_nonce.get(answered))
+        return [request for request in found if request is not None]
 
     def _on_dead_port(self, transaction: Transaction) -> Request | None:
         """The port number that nobody listens on is the client's."""
@@ -149,36 +194,27 @@ class Identifier:
         ]
         return found[0] if len(found) == 1 else None
 
-    def _certain(self, found: _Record | _Mispaired | None) -> _Record | None:
-        """Return the record that was found, and count the transactions made of two."""
-        if isinstance(found, _Mispaired):
+    def _find(
+        self, notes: _Connections[_Record], transaction: Transaction, server: int, peer: int
+    ) -> _Record | None:
+        """Return the note of a transaction, and count those that are made of two exchanges."""
+        at_ns = transaction.timings.request_start_ns
+        original, nonces = self._original(transaction), self._nonces(transaction)
+        found = notes.find(server, peer, at_ns, original)
+        if found is None:
+            return None
+        if not (_fits(found, original.nonces) and _fits(found, nonces)):
             self.mispaired += 1
             return None
         return found
 
 
-class _Mispaired:
-    """Instead of a record: the transaction has the request of one and the response of another."""
-
-
-_MISPAIRED = _Mispaired()
-
-
 class _Connections(Generic[_Record]):
     """The records of one side, by connection."""
 
-    def __init__(
-        self,
-        records: Iterable[tuple[int, int, _Record]],
-        at_time: Callable[[list[_Record], Transaction], list[_Record]],
-        *,
-        slack_ns: int,
-        is_lossless: bool,
-    ) -> None:
+    def __init__(self, records: Iterable[tuple[int, int, _Record]], slack_ns: int) -> None:
         self._slack_ns = slack_ns
         """How long before it was opened, by the notes, a connection may have been used."""
-        self._at_time: Callable[[list[_Record], Transaction], list[_Record]] = at_time
-        self._is_lossless = is_lossless
         self._by_nonce: dict[str, list[_Record]] = defaultdict(list)
         grouped: dict[tuple[int, int], dict[int, list[_Record]]] = defaultdict(dict)
         for server, peer, record in records:
@@ -194,30 +230,15 @@ class _Connections(Generic[_Record]):
         """Return the records of all connections between two ports."""
         return [record for each in self._by_ends.get((server, peer), ()) for record in each]
 
-    def find(
-        self, transaction: Transaction, server: int, peer: int, nonces: Nonces
-    ) -> _Record | _Mispaired | None:
-        """Return the record of a transaction between these ports, if one is certain."""
-        connection = self._connection_at(server, peer, transaction.timings.request_start_ns)
-        if not connection:
-            return None
-        if self._is_lossless:
-            index = transaction.index
-            if not 0 <= index < len(connection):
-                return None
-            return connection[index] if _fits(connection[index], nonces) else _MISPAIRED
-        if any(nonces):
-            number = connection[0].connection
-            known = self._by_nonce.get(nonces[1]) or self._by_nonce.get(nonces[0]) or []
-            named = [r for r in known if r.connection == number and _fits(r, nonces)]
-            if len(named) == 1:
-                return named[0]
-            # None: of an exchange that was broken off the notes may have one nonce or none.
-            connection = named or [r for r in connection if _fits(r, nonces)]
-            if not connection:
-                return _MISPAIRED
-        found = self._at_time(connection, transaction)
-        return found[0] if len(found) == 1 else None
+    def find(self, server: int, peer: int, at_ns: int, original: Original) -> _Record | None:
+        """Return the record of what was seen between these ports, if one is certain."""
+        connection = self._connection_at(server, peer, at_ns)
+        index, (asked, answered) = original
+        if index is not None:
+            return connection[index] if 0 <= index < len(connection) else None
+        known = self._by_nonce.get(answered) or self._by_nonce.get(asked) or ()
+        named = [record for record in known if record in connection]
+        return named[0] if len(named) == 1 else None
 
     def _connection_at(self, server: int, peer: int, at_ns: int) -> list[_Record]:
         """Return the records of the connection that these two ports made at that time."""
@@ -236,7 +257,7 @@ def _fits(record: Request | Attempt, nonces: Nonces) -> bool:
     return all(not captured or not noted or captured == noted for captured, noted in pairs)
 
 
-def _index(record: Request | Attempt) -> int:
+def _index(record: Request | Attempt | Transaction) -> int:
     return record.index
 
 
@@ -246,28 +267,3 @@ def _opened(connection: list[Any]) -> int:
 
 def _ended(connection: list[Any]) -> int:
     return max(each.last_ns for each in connection)
-
-
-def _requests_at(connection: list[Request], transaction: Transaction) -> list[Request]:
-    """Return the requests that were under way when HAProxy read this one."""
-    at_ns = transaction.timings.request_start_ns
-    return [r for r in connection if r.sent_ns <= at_ns <= r.done_ns]
-
-
-def _attempts_at(connection: list[Attempt], transaction: Transaction) -> list[Attempt]:
-    """
-    Return the requests that the backend may have read when HAProxy sent this one.
-
-    The answer to the one before must have been sent, and this one not yet have been read.
-    Near the moment of reading the two clocks do not tell, so the answer has to.
-    """
-    timings = transaction.timings
-    answered_before_ns = 0
-    found = []
-    for attempt in connection:
-        if answered_before_ns <= timings.request_start_ns <= attempt.head_ns and (
-            not timings.response_start_ns or attempt.answered_ns <= timings.response_start_ns
-        ):
-            found.append(attempt)
-        answered_before_ns = attempt.answered_ns
-    return found

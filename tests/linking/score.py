@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from linking.identify import Identifier, Nonces, Topology, nonces_of
+from linking.identify import Identifier, Nonces, Original, Topology, nonces_of
 from linking.truth import AttemptKind, Request, Truth
 
 from otel_qtap.transaction.model import Transaction
@@ -107,10 +107,10 @@ def score(
     topology: Topology,
     *,
     nonces: Callable[[Transaction], Nonces] = nonces_of,
-    is_lossless: bool = True,
+    original: Callable[[Transaction], Original] | None = None,
 ) -> Score:
     """Compare every link with the truth; for the other arguments see ``Identifier``."""
-    identifier = Identifier(truth, topology, nonces, is_lossless=is_lossless)
+    identifier = Identifier(truth, topology, nonces, original)
     scorer = _Scorer(truth, topology, identifier)
     captured = list(transactions)
     ingress = [t for t in captured if t.direction.is_ingress]
