@@ -56,19 +56,17 @@ class Result:
             found.append(f"wrong links: {self.score.total}, {self.score.neighbours}")
         if self.score.recall < least_recall:
             found.append(f"{total.missed} of {total.true_links} links missed")
+        counted = [
+            (self.score.mispaired, "transactions of two exchanges"),
+            (self.score.duplicates, "exchanges captured twice"),
+            (self.score.invented_checks, "invented health checks"),
+        ]
         if not self.dropped and not self.lost:
-            found += [
-                f"{amount} {what}"
-                for amount, what in (
-                    (self.score.misnumbered, "requests with misnumbered attempts"),
-                    (self.score.invented_checks, "invented health checks"),
-                    (self.score.missing, "exchanges not captured"),
-                    (self.score.mispaired, "transactions of two exchanges"),
-                    (self.score.duplicates, "exchanges captured twice"),
-                )
-                if amount
+            counted += [
+                (self.score.misnumbered, "requests with misnumbered attempts"),
+                (self.score.missing, "exchanges not captured"),
             ]
-        return found
+        return found + [f"{amount} {what}" for amount, what in counted if amount]
 
 
 class _Treated:

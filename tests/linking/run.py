@@ -2,11 +2,11 @@
 Play scenarios before the real agent and score the links it finds.
 
     python tests/linking/run.py --scenario all --mode fast
-    python tests/linking/run.py --scenario queues retry-503 --haproxy 2.8 --drop 0.005
+    python tests/linking/run.py --scenario queues retry-503 --haproxy 2.8 --drop 0 0.005
 
-One line for each scenario; what is counted stands in ``score.py``. Exit status 1 when
-a link is wrong, an exchange is missing without a loss that says so, or fewer of the links
-than ``--recall`` were found.
+One line for each scenario and share of events left out; what is counted stands in
+``score.py``. Exit status 1 when a link is wrong, an exchange is missing without a loss that
+says so, a transaction is made of two, or fewer of the links than ``--recall`` were found.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def _arguments() -> argparse.Namespace:
     add("--scenario", nargs="*", default=["all"], metavar="NAME", help="names, kinds or 'all'")
     add("--mode", choices=MODES, default="auto", help="tap.link of the agent")
     add("--rung", default="", help="how the agent sees sockets; default: as it likes")
-    add("--drop", type=float, default=0.0, metavar="P", help="share of events to leave out")
+    add("--drop", type=float, nargs="*", default=[0.0], metavar="P",
+        help="shares of events to leave out; each of them from the same recording")  # fmt: skip
     add("--varied-answers", action="store_true",
         help="let the linker see the nonces, so that no two answers are alike")  # fmt: skip
     add("--seed", type=int, default=1, help="of what is left out")
@@ -96,10 +97,10 @@ def _chosen(wanted: Sequence[str] | None) -> dict[str, Path]:
     return chosen
 
 
-def _least_recall(arguments: argparse.Namespace, scenario: Scenario) -> float:
+def _least_recall(arguments: argparse.Namespace, scenario: Scenario, drop: float) -> float:
     if arguments.recall is not None:
         return float(arguments.recall)
-    is_whole = not arguments.drop and arguments.mode != "passive"
+    is_whole = not drop and arguments.mode != "passive"
     return scenario.least_recall if is_whole else 0.0
 
 
@@ -122,20 +123,25 @@ def main() -> int:
                     captured = capture(
                         scenario, binary, directory, mode=arguments.mode, rung=arguments.rung
                     )
-                    result = evaluate(
-                        captured, drop=arguments.drop, seed=arguments.seed,
-                        masked=not arguments.varied_answers,
-                    )  # fmt: skip
+                    for drop in arguments.drop:
+                        result = evaluate(
+                            captured, drop=drop, seed=arguments.seed,
+                            masked=not arguments.varied_answers,
+                        )  # fmt: skip
+                        has_failed |= _print(result, version, _least_recall(arguments, full, drop))
                 except WorldError as error:
                     has_failed = True
                     print(f"{scenario.name:32} {version:8} {error}", flush=True)
-                    continue
-            print(_line(row(result, version)), flush=True)
-            least_recall = _least_recall(arguments, scenario)
-            for failure in result.failures(least_recall):
-                has_failed = True
-                print(f"    {failure}", flush=True)
     return int(has_failed)
+
+
+def _print(result: Result, version: str, least_recall: float) -> bool:
+    """Print the line of a result and what failed; return whether anything did."""
+    print(_line(row(result, version)), flush=True)
+    failures = result.failures(least_recall)
+    for failure in failures:
+        print(f"    {failure}", flush=True)
+    return bool(failures)
 
 
 if __name__ == "__main__":
