@@ -325,6 +325,37 @@ static __always_inline void hand_over_quickly(const struct connection *c, const 
         count_lost(LOST_REQUESTS);
 }
 
+// What was processed while bytes are moved: asked for sends, the first bytes of a client, and
+// those of a server to which the first were sent outside of any stream.
+static __always_inline struct layout *layout_for(const struct connection *c, u8 flow)
+{
+    if (flow == FLOW_SEND || c->awaits_reader || (c->role == ROLE_SERVER && !c->announced))
+        return get_layout(c->layout);
+    return NULL;
+}
+
+// In HAProxy's mode tcp the task that gets bytes from a server sends them on to the client at
+// once. So the first answer on a connection can be told to come from that server, whatever of
+// it gets lost on the way to user space.
+static __always_inline void follow_relay(struct connection *c, struct move *move)
+{
+    u32 thread = move->pid_tgid;
+    if (move->flow == FLOW_RECEIVE) {
+        if (!c->awaits_reader)
+            return;
+        c->awaits_reader = 0;
+        if (move->stream.state == STREAM_OTHER) {
+            struct reading reading = {.task = move->stream.task, .connection_id = c->id};
+            readings.update(&thread, &reading);
+        }
+        __builtin_memset(&move->stream, 0, sizeof(move->stream)); // for the task alone
+    } else if (c->role == ROLE_SERVER && move->stream.state == STREAM_OTHER) {
+        struct reading *reading = readings.lookup(&thread);
+        if (reading && reading->task == move->stream.task)
+            move->stream.address = reading->connection_id;
+    }
+}
+
 // Whether nothing has to be decided about the connection any more. Then its socket is not
 // looked at again either: the end of a socket is not missed, see on_destroy().
 static __always_inline int is_followed(const struct connection *c, const struct settings *settings)
@@ -344,7 +375,7 @@ static __always_inline int try_quickly(struct connection *c, const struct settin
     u64 before = c->last_flow == flow ? c->turn_bytes : 0;
     if (before + result > settings->turn_limit)
         return 0;
-    layout = flow == FLOW_SEND ? get_layout(c->layout) : NULL;
+    layout = layout_for(c, flow);
     if (layout && layout->snapshots)
         return 0;
     move.flow = flow;
@@ -352,6 +383,7 @@ static __always_inline int try_quickly(struct connection *c, const struct settin
     move.timestamp_ns = bpf_ktime_get_ns();
     move.pid_tgid = bpf_get_current_pid_tgid();
     read_stream(&move.stream, layout);
+    follow_relay(c, &move);
     account(c, &move);
     c->turn_bytes += result;
     hand_over_quickly(c, &move, source->base);
@@ -480,12 +512,15 @@ static __always_inline void on_transfer(const void *sk, struct connection *c,
     c->turn_bytes += size;
 
     transfer->begins_request = begins_request(c, &move);
-    // Sends have a mark, and the first bytes of a client.
-    u8 is_first = flow == FLOW_RECEIVE && c->role == ROLE_SERVER && !c->announced;
-    struct layout *layout = flow == FLOW_SEND || is_first ? get_layout(c->layout) : NULL;
+    struct layout *layout = layout_for(c, flow);
     read_stream(&move.stream, layout);
-    if (is_first && c->connecting.state != STREAM_KNOWN)
-        c->connecting = move.stream;
+    follow_relay(c, &move);
+    if (!c->announced) {
+        if (c->role == ROLE_SERVER && flow == FLOW_RECEIVE && c->connecting.state != STREAM_KNOWN)
+            c->connecting = move.stream;
+        if (c->role == ROLE_CLIENT && flow == FLOW_SEND && move.stream.state == STREAM_OTHER)
+            c->awaits_reader = 1;
+    }
     if (!c->announced && !announce(c, sk, &start, tgid, now)) {
         count_lost(LOST_RING_FULL);
         if (transfer->begins_request)
@@ -493,7 +528,7 @@ static __always_inline void on_transfer(const void *sk, struct connection *c,
         return;
     }
 
-    if (layout && layout->snapshots)
+    if (layout && layout->snapshots && (flow == FLOW_SEND || c->role == ROLE_SERVER))
         send_snapshot(scratch, layout, c, flow, tgid, now);
     describe(&scratch->record, c, &move);
     transfer->base = source->base;

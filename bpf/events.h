@@ -58,7 +58,7 @@ enum stream_state {
 // A stream by its address in the process and the number that HAProxy gives each
 // (`uniq_id`), because addresses are used again.
 struct stream {
-    u64 address;
+    u64 address; // STREAM_OTHER, of an answer: the id of the connection that it came from, or 0
     u64 task; // that processes it; STREAM_OTHER: that was running instead
     u32 serial;
     u32 state; // enum stream_state

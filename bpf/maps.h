@@ -61,6 +61,7 @@ struct connection {
     u16 remote_port; // network byte order
     u16 local_port;  // host byte order; the socket forgets it when it is reset
     u8 probe_length[2];
+    u8 awaits_reader; // a server's, that may be a relay: see follow_relay() in data.h
     struct probe probes[2]; // first bytes, by flow, while PHASE_FRESH
     u64 connect_started_ns;
     u64 established_ns;
@@ -72,6 +73,15 @@ struct connection {
 // Key: address of struct sock. Removed when the kernel destroys the socket
 // (tcp:tcp_destroy_sock); taken over when the same address shows another remote end.
 BPF_HASH(connections, u64, struct connection, CONNECTION_ENTRIES);
+
+// The first bytes from a server that may be a relay, and which task got them.
+struct reading {
+    u64 task;
+    u64 connection_id;
+};
+
+// Key: thread; value: what it read last. The oldest go.
+BPF_TABLE("lru_hash", u32, struct reading, readings, 4096);
 
 // Key: thread group id. Filled and emptied by user space.
 BPF_HASH(excluded, u32, u8, 16384);

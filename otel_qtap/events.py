@@ -94,7 +94,12 @@ class StreamMark(NamedTuple):
 
     state: StreamState
     address: int
-    """Of the stream object in the process; used again once the stream is over."""
+    """
+    Of the stream object in the process; used again once the stream is over.
+
+    Where another task ran, and passed on to a client what it had just got from a server: the id of
+    the server's connection.
+    """
     serial: int
     """HAProxy's own number of the stream (``uniq_id``), or how often the address was freed."""
     task: int = 0

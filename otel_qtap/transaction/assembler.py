@@ -14,7 +14,7 @@ from otel_qtap.connection.facts import Facts
 from otel_qtap.connection.model import Peer
 from otel_qtap.connection.tracker import Connection
 from otel_qtap.counters import Counter, CounterSet
-from otel_qtap.events import Role
+from otel_qtap.events import Role, StreamMark
 from otel_qtap.transaction.consumer import Consumer
 from otel_qtap.transaction.conversation import Conversation
 from otel_qtap.transaction.exchange import AssemblerLimits, Exchange, MemoryBudget
@@ -156,7 +156,9 @@ class Assembler:
 
     def leave(self, talk: Conversation) -> None:
         """Let go of a connection that is over."""
-        if talk.connection.role is Role.SERVER:
+        if talk.connection.role is Role.CLIENT:
+            self._relays.forget(talk)
+        else:
             self._relays.leave(talk)
             self.linker.stop_serving(talk.connection.process_id)
             talks = self._serving.get(talk.connection.process_id, set())
@@ -181,12 +183,36 @@ class Assembler:
             talk.origin = self._relays.find(
                 exchange.process_id, talk.connection.connecting, talk.sending
             )
-        if talk.origin is None:
-            return
-        asked = pass_on(exchange, talk.origin, talk)
+            if talk.origin is None:
+                self._relays.send(talk)
+        if talk.origin is not None:
+            self._pass_on(talk.origin, talk, exchange)
+
+    def _pass_on(self, client: Conversation, server: Conversation, exchange: Exchange) -> None:
+        asked = pass_on(exchange, client, server)
         if asked is not None:
-            self._receive(talk.origin, asked, exchange.request_head_ns)
+            self._receive(client, asked, exchange.request_head_ns)
             self._place_of(asked)
+
+    def relay_back(self, talk: Conversation, exchange: Exchange, mark: StreamMark) -> None:
+        """Find the server whose answer HAProxy passes on byte by byte, and what it was sent."""
+        server = self._relays.find_server(mark)
+        if server is None:
+            return
+        connecting = server.connection.connecting
+        key = StreamKey(talk.connection.process_id, connecting.address, connecting.serial)
+        over = self.linker.sent_in(key)
+        if over is None:
+            return
+        all_sent = [*over, *server.in_flight]
+        if not any(_is_relayed(sent, exchange) for sent in all_sent):
+            return
+        self._relays.forget(server)
+        server.origin = talk
+        for sent in all_sent:
+            if sent.passage is None:
+                self._pass_on(talk, server, sent)
+        self.linker.reconsider(key)
 
     def _receive(self, talk: Conversation, exchange: Exchange, now_ns: int) -> None:
         """Find the request that a neighbour sent, if that is captured as well."""
@@ -243,7 +269,9 @@ class Assembler:
             place.key = StreamKey(exchange.process_id, mark.address, mark.serial)
         place.response = exchange.response
         place.thread_id = exchange.answered_by
-        place.eligible_ns = exchange.eligible_ns
+        place.eligible_ns = place.accepted_ns = exchange.eligible_ns
+        if exchange.index == 0 and talk.connection.established_ns:
+            place.accepted_ns = talk.connection.established_ns
         place.answered_ns = timestamp_ns
         self.linker.answer(place)
 
@@ -285,7 +313,7 @@ class Assembler:
         connection = talk.connection
         exchange.is_emitted = True
         if exchange.passage is not None and connection.role is Role.SERVER:
-            exchange.passage.decide(is_certain=False)  # unless it was answered before
+            exchange.passage.decide(is_certain=talk.is_relay)  # unless it was answered before
         if talk.meeting is not None:
             self._meet(talk, exchange, end_ns)
         offset = self.epoch_offset_ns
@@ -346,3 +374,10 @@ class Assembler:
     def completed(self, role: Role) -> Counter:
         """Return the counter of complete transactions."""
         return self._transactions[role, Ending.COMPLETE]
+
+
+def _is_relayed(sent: Exchange, asked: Exchange) -> bool:
+    """Whether a server was asked and has answered what a client was, both of equal place."""
+    return (sent.index, sent.request, sent.response) == (
+        asked.index, asked.request, asked.response,
+    )  # fmt: skip

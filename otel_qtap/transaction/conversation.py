@@ -55,6 +55,7 @@ from otel_qtap.transaction.passive import PassiveLinker
 __all__ = ["Conversation", "ConversationOwner"]
 
 _KNOWN = StreamState.KNOWN
+_OTHER = StreamState.OTHER
 _OUTSIDE_STREAMS = (StreamState.OTHER, StreamState.NONE)
 _WORKING = (StreamState.KNOWN, StreamState.ENDING)
 _NOTHING_ASKED = RequestHead("", "", "", (), 0, None)
@@ -90,6 +91,9 @@ class ConversationOwner(Protocol):
 
     def relay(self, talk: Conversation, exchange: Exchange) -> None:
         """HAProxy begins a request to a server over a connection that may be a relay."""
+
+    def relay_back(self, talk: Conversation, exchange: Exchange, mark: StreamMark) -> None:
+        """HAProxy begins to answer a client outside of any stream."""
 
     def forget_task(self, talk: Conversation) -> None:
         """The task that got the connection's first bytes has no more to do with it."""
@@ -145,6 +149,7 @@ class Conversation:
         "completed",
         "connection",
         "direction",
+        "is_relay",
         "meeting",
         "origin",
         "proxied_source",
@@ -155,12 +160,13 @@ class Conversation:
     def __init__(self, connection: Connection, owner: ConversationOwner) -> None:
         self.connection = connection
         self.direction = direction_of(connection.role, connection.remote.address)
-        self.xid = ""
-        self.remote_name = ""
+        self.xid = self.remote_name = ""
         self.meeting: Meeting | None = None
         """With the other end of the connection, where that is captured as well."""
         self.origin: Conversation | None = None
         """The client whose bytes are passed on here."""
+        self.is_relay = False
+        """Whether a client's requests were seen to be passed on unread."""
         self.proxied_source: Peer | None = None
         self.completed = owner.completed(connection.role)
         self._owner = owner
@@ -188,19 +194,16 @@ class Conversation:
         """What the requests showed means that responses were lost, or else pipelining."""
         self._just_answered = False
         """No byte was sent to the server, as far as seen, since it completed an answer."""
-        self._in_interim = False
-        self._is_tunnel = False
+        self._in_interim = self._is_tunnel = False
         self._is_turn = False
         """Whether the request being read began a turn of the talk."""
-        self._index = 0
+        self._index = self._thread_id = self._answering_thread_id = 0
         self._first_request_ns = self._first_response_ns = 0
-        self._first_request_offset = -1
         self._last_data_ns = self._last_answer_ns = 0
-        self._first_mark = NO_MARK
-        """Of the first byte that was sent of the message being read."""
-        self._last_mark = NO_MARK
+        self._first_request_offset = -1
+        self._first_mark = self._last_mark = NO_MARK
+        """Of the first byte that was sent of the message being read, and of the last bytes."""
         self._process_id = connection.process_id
-        self._thread_id = self._answering_thread_id = 0
         self._closer = ""  # "local" or "remote": who closed first
         self._failure: Ending | None = None
 
@@ -499,10 +502,8 @@ class Conversation:
             exchange.response = head
             exchange.response_start_ns = self._first_response_ns
             exchange.response_head_ns = now
-            if not self._is_client and self._first_mark.state is _KNOWN:
-                self._answer(exchange, self._first_mark, self._first_response_ns)
-            if exchange.passage is not None and not self._is_client:
-                exchange.passage.decide(is_certain=self._first_mark.state in _OUTSIDE_STREAMS)
+            if not self._is_client:
+                self._begin_answer(exchange, self._first_mark)
             if exchange.party is not None and self._passive is not None:
                 if self._first_mark.state is StreamState.NOT_ASKED or self._is_client:
                     exchange.eligible_ns = max(exchange.request_head_ns, self._last_answer_ns)
@@ -510,6 +511,16 @@ class Conversation:
                 else:
                     self._passive.withdraw(exchange)
                     self._end_passive()
+
+    def _begin_answer(self, exchange: Exchange, mark: StreamMark) -> None:
+        """Have what was asked for a client's request looked for, if HAProxy tells it."""
+        if mark.state is _KNOWN:
+            self._answer(exchange, mark, self._first_response_ns)
+        elif mark.state is _OTHER and exchange.passage is None:
+            self._owner.relay_back(self, exchange, mark)
+        if exchange.passage is not None:
+            self.is_relay = mark.state in _OUTSIDE_STREAMS
+            exchange.passage.decide(is_certain=self.is_relay)
 
     def _on_response_end(
         self, event: MessageEnd, exchange: Exchange, now: int, *, loss: bool, closed: bool

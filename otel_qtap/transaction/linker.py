@@ -26,6 +26,7 @@ from otel_qtap.transaction.link import LinkMethod, ProxyHop, StreamKey
 from otel_qtap.transaction.model import Ending, Request, Timings, Transaction
 from otel_qtap.transaction.passive import PassiveLinker, PassiveSource
 from otel_qtap.transaction.place import Place
+from otel_qtap.transaction.relays import Passage
 
 __all__ = ["Linker"]
 
@@ -207,26 +208,50 @@ class Linker:
             place.waiting.append(partial(self._finish_server, transaction, place))
 
     def _consume_sent(self, transaction: Transaction, exchange: Exchange) -> None:
-        key, passage = exchange.key, exchange.passage
+        key = exchange.key
         if key is not None and exchange.asked_by is None:
             in_flight = self._in_flight[key]
             in_flight.remove(exchange)
             if not in_flight:
                 del self._in_flight[key]
-        if passage is None:
+        if exchange.passage is None:
             self._consume_marked(transaction, exchange)
-            return
+        else:
+            self._consume_passed(transaction, exchange, exchange.passage)
+
+    def _consume_passed(
+        self, transaction: Transaction, exchange: Exchange, passage: Passage
+    ) -> None:
         place = passage.asked.place
         assert place is not None  # noqa: S101 - for the type checker
 
         def proceed(is_certain: bool) -> None:
-            if is_certain:  # HAProxy had connected before there was a request
-                begin_ns = transaction.timings.request_start_ns
-                self._attach(transaction, exchange, place, begin_ns)
-            else:
+            if not is_certain:
                 self._consume_marked(transaction, exchange)
+                return
+            if exchange.key is not None:  # the stream tried other servers before, likely
+                for each in self._take_waiting(exchange.key):
+                    self._attach(each.transaction, each.exchange, place)
+            self._attach(transaction, exchange, place)
 
         passage.when_decided(proceed)
+
+    def sent_in(self, key: StreamKey) -> list[Exchange] | None:
+        """
+        Return the requests that were sent in a stream and are over, but nobody's yet.
+
+        ``None`` if a client was answered in it: then they are, or will be, that client's.
+        """
+        if self._find(key) is not None:
+            return None
+        waiting = self._waiting.get((key.process_id, key.address), ())
+        return [each.exchange for each in waiting if each.key == key]
+
+    def reconsider(self, key: StreamKey) -> None:
+        """Think again about what waits: whose request it is has come out in another way."""
+        for each in self._take_waiting(key, is_passed=True):
+            assert each.exchange.passage is not None  # noqa: S101 - for the type checker
+            self._consume_passed(each.transaction, each.exchange, each.exchange.passage)
 
     def _consume_marked(self, transaction: Transaction, exchange: Exchange) -> None:
         mark = exchange.mark
@@ -243,8 +268,8 @@ class Linker:
                 place = self._find_given_up(exchange, key)
             if place is not None:
                 self._link(transaction, exchange, place)
-            elif exchange.process_id in self._clients:
-                self._wait(key, transaction, exchange)
+            elif exchange.process_id in self._clients or transaction.ending is _CONNECT_FAILED:
+                self._wait(key, transaction, exchange)  # in mode tcp a client may be silent so far
             else:  # nobody sees what it was sent for
                 self._unlinked["not_captured"].value += 1
                 self._pass_unlinked(transaction, exchange)
@@ -343,6 +368,17 @@ class Linker:
         self._waiting.setdefault((key.process_id, key.address), []).append(waiting)
         self._waiting_count += 1
 
+    def _take_waiting(self, key: StreamKey, *, is_passed: bool = False) -> list[_Waiting]:
+        """Return what waits for the answer of a stream, and does no more."""
+        at = (key.process_id, key.address)
+        waiting = self._waiting.get(at, ())
+        found = [
+            w for w in waiting if w.key == key and is_passed == (w.exchange.passage is not None)
+        ]
+        if found:
+            self._keep(at, [w for w in waiting if w not in found])
+        return found
+
     def _keep(self, at: tuple[int, int], kept: list[_Waiting]) -> list[_Waiting]:
         """Put ``kept`` in place of those that wait, and return the latter."""
         before = self._waiting.pop(at, [])
@@ -366,19 +402,16 @@ class Linker:
             self._keep(at, newer)
 
     def _link(self, transaction: Transaction, exchange: Exchange, place: Place) -> None:
-        violated = self._check(exchange, place)
+        violated = self._check(transaction, exchange, place)
         if violated or place.is_void:
             if violated:
                 self._violated(violated, place, _begin_of(exchange))
             self._unlinked["violation"].value += 1
             self._pass_unlinked(transaction, exchange)
             return
-        begin_ns = transaction.timings.connect_start_ns or transaction.timings.request_start_ns
-        self._attach(transaction, exchange, place, begin_ns)
+        self._attach(transaction, exchange, place)
 
-    def _attach(
-        self, transaction: Transaction, exchange: Exchange, place: Place, begin_ns: int
-    ) -> None:
+    def _attach(self, transaction: Transaction, exchange: Exchange, place: Place) -> None:
         """Make an attempt one of those for the request of ``place``, and pass it on."""
         if exchange.place is not None and place.waits_for(exchange.place):
             self._violations["circular"].value += 1
@@ -386,6 +419,7 @@ class Linker:
             self._pass_unlinked(transaction, exchange)
             return
         timings = transaction.timings
+        begin_ns = timings.connect_start_ns or timings.request_start_ns
         place.spent.append((begin_ns, timings.response_end_ns or timings.end_ns))
         transaction.resend_count = place.attempts  # type: ignore[misc]
         place.attempts += 1
@@ -414,13 +448,18 @@ class Linker:
         if place.answered_ns >= self._blind_until_ns:
             self.on_violation(place.process_id, check, min(seen_ns, place.answered_ns))
 
-    def _check(self, exchange: Exchange, place: Place) -> str:
+    def _check(self, transaction: Transaction, exchange: Exchange, place: Place) -> str:
         """Return what contradicts a link, or nothing."""
         if exchange.thread_id and place.thread_id and exchange.thread_id != place.thread_id:
             return "thread"
         begin_ns = _begin_of(exchange)
         if begin_ns < place.eligible_ns:
-            return "eligible"
+            # Right in mode tcp only: there HAProxy connects as soon as it has a client.
+            has_sent = transaction.ending is not _CONNECT_FAILED
+            if has_sent and exchange.request_start_ns < place.eligible_ns:
+                return "eligible"
+            if begin_ns < place.accepted_ns:
+                return "eligible"
         if begin_ns > place.answered_ns:
             return "answered"
         return ""
@@ -499,7 +538,7 @@ def _begin_of(exchange: Exchange) -> int:
 
 def _hop(timings: Timings, place: Place) -> ProxyHop:
     """Account for the time between first byte in and last byte out."""
-    waited, end = 0, 0
+    waited, end = 0, timings.request_start_ns  # in mode tcp HAProxy connects before
     for begin_ns, end_ns in sorted(place.spent):
         waited += max(0, end_ns - max(begin_ns, end))
         end = max(end, end_ns)

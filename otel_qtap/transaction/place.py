@@ -29,6 +29,7 @@ class Place:
     __slots__ = (
         "_has_sent",
         "_lineage",
+        "accepted_ns",
         "ancestors",
         "answered_ns",
         "attempts",
@@ -65,6 +66,8 @@ class Place:
         """That answered the request."""
         self.eligible_ns = 0
         """When the process could begin to work on the request."""
+        self.accepted_ns = 0
+        """When its connection was accepted, if it is the first there; else when it was eligible."""
         self.answered_ns = 0
         self.attempts = 0
         self.spent: list[tuple[int, int]] = []

@@ -2,22 +2,22 @@
 Connections that HAProxy passes through byte by byte: HTTP in its ``mode tcp``.
 
 There HAProxy knows no requests, and one stream is a connection of a client with one to a
-server, for as long as they last. The answers to the client say nothing: they are sent by
-another task than that of the stream. What tells which two belong together is who got the
-client's first bytes:
+server, for as long as they last. What tells which two belong together is who got the client's
+first bytes, or sent it the first answer:
 
     the stream         where it got them, or had tried to before they came; the connection to
                        the server was opened by the same stream
     the client's task  afterwards; it sends them on at once, and lives as long as the
                        connection: no other client has it
+    the server's task  which has just got the answer from the server; the kernel side saw both
 
 Within the two connections a request is the one with the same head, in order; where bytes are
 missing, at the same place. And it counts only once its client is being answered outside of any
 stream: a request that HAProxy has read itself is answered by a stream, which knows better.
 
-A PROXY line is read by a task that exists for nothing else, so it tells nothing; and what follows
-it at once is read by one that neither opens the connection to the server nor sends. Of probes
-(``tap.link: probe``) only the stream is known. Seen so in HAProxy 2.6, 2.8 and 3.2.
+A PROXY line is read by a task that exists for nothing else, so behind one it is the server's task
+that tells, when it passes the first answer on. Of probes (``tap.link: probe``) only the stream is
+known. Seen so in HAProxy 2.6, 2.8, 3.0 and 3.2.
 """
 
 from __future__ import annotations
@@ -84,6 +84,8 @@ class Relays(Generic[T]):
     def __init__(self) -> None:
         self._clients: dict[_Key, list[T]] = {}
         """Open connections, by process with stream and number, or with task."""
+        self._servers: dict[int, T] = {}
+        """Open connections that may be relays, of clients that are not known, by their id."""
 
     def join(self, client: T) -> None:
         """A client's first bytes have come."""
@@ -99,6 +101,14 @@ class Relays(Generic[T]):
             if not self._clients[key]:
                 del self._clients[key]
 
+    def send(self, server: T) -> None:
+        """The first bytes were sent to a server outside of any stream, nobody knows for whom."""
+        self._servers[server.connection.id] = server
+
+    def forget(self, server: T) -> None:
+        """A server is over, or its client is known."""
+        self._servers.pop(server.connection.id, None)
+
     def find(self, process_id: int, connecting: StreamMark, sending: StreamMark) -> T | None:
         """Return whose bytes a server gets, by the marks of the connect and the first bytes."""
         for mark, state in ((connecting, _KNOWN), (sending, _OTHER)):
@@ -108,18 +118,19 @@ class Relays(Generic[T]):
                 return clients[0]
         return None
 
+    def find_server(self, answering: StreamMark) -> T | None:
+        """Return the server whose bytes a client gets, by the mark of its answer."""
+        return self._servers.get(answering.address)
+
 
 def pass_on(sent: Exchange, client: Relayed, server: Relayed) -> Exchange | None:
     """Return the request of the client that was passed on as ``sent``, and make them a pair."""
     is_whole = client.is_whole and server.is_whole
     for asked in client.in_flight:
-        if asked.passage is not None:
-            continue
-        if asked.request == sent.request and (is_whole or asked.position == sent.position >= 0):
+        is_same = asked.index == sent.index if is_whole else asked.position == sent.position >= 0
+        if is_same and asked.passage is None and asked.request == sent.request:
             sent.passage = asked.passage = Passage(asked)
             return asked
-        if is_whole:
-            return None  # then it is the next one, or something else than a relay
     return None
 
 

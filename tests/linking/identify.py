@@ -190,7 +190,7 @@ class Identifier:
             request
             for front in self._topology.entries
             for request in self._clients.all_of(front, transaction.remote.port)
-            if request.sent_ns <= at_ns <= request.done_ns
+            if _begun_ns(request) <= at_ns <= request.done_ns
         ]
         return found[0] if len(found) == 1 else None
 
@@ -255,6 +255,11 @@ def _fits(record: Request | Attempt, nonces: Nonces) -> bool:
     """Whether what was captured is what was noted, as far as either is known."""
     pairs = zip(nonces, (record.request_nonce, record.response_nonce), strict=True)
     return all(not captured or not noted or captured == noted for captured, noted in pairs)
+
+
+def _begun_ns(request: Request) -> int:
+    """When HAProxy may have begun to work for a request: in mode tcp it does not wait for one."""
+    return request.sent_ns if request.index else request.opened_ns
 
 
 def _index(record: Request | Attempt | Transaction) -> int:

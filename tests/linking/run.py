@@ -100,8 +100,10 @@ def _chosen(wanted: Sequence[str] | None) -> dict[str, Path]:
 def _least_recall(arguments: argparse.Namespace, scenario: Scenario, drop: float) -> float:
     if arguments.recall is not None:
         return float(arguments.recall)
-    is_whole = not drop and arguments.mode != "passive"
-    return scenario.least_recall if is_whole else 0.0
+    if drop or arguments.mode == "passive":
+        return 0.0
+    by_probes = scenario.least_recall_of_probes if arguments.mode == "probe" else None
+    return scenario.least_recall if by_probes is None else by_probes
 
 
 def main() -> int:

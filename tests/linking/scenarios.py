@@ -25,6 +25,12 @@ SERVER_PORTS = (9001, 9002)
 DEAD_ADDRESSES = ("127.0.9.1", "127.0.9.2")
 """Nobody listens there; connections to them go to the port number of the client."""
 
+DEAD = tuple(Server(f"dead{n}", address, 0) for n, address in enumerate(DEAD_ADDRESSES))
+"""
+Servers there. Without a port of its own a server is connected to on the port that a rule has
+set: that of the client, which says whose request the failed attempt was for.
+"""
+
 Value = int | str | tuple[str, ...]
 Options = Mapping[str, Value]
 
@@ -56,6 +62,8 @@ class Scenario:
 
     Evidence comes with the answer, so requests that never get one may stay without.
     """
+    least_recall_of_probes: float | None = None
+    """The same where only the stream is known, if that makes a difference."""
     reads: str = "http1"
     """What an agent must be able to read to see anything here: ``http1``, ``http2``, ``tls``."""
 
@@ -194,9 +202,6 @@ def _retries() -> list[Scenario]:
     kind = "retries"
     retries = ("retries 3", "option redispatch 1")
     to_client_port = ("http-request set-dst-port src_port",)
-    # Without a port of its own a server is connected to on the port that the rule has set:
-    # that of the client, which says whose request the failed attempt was for.
-    dead = tuple(Server(f"dead{n}", address, 0) for n, address in enumerate(DEAD_ADDRESSES))
     again = {"backend_lines": ("retry-on 503",), "defaults_lines": retries}
     empty = ("retry-on empty-response conn-failure",)
     lossy = {"drop": 200}
@@ -209,10 +214,10 @@ def _retries() -> list[Scenario]:
                client=IDENTIFIED, backend=lossy),
         *_both("drop", kind, client=IDENTIFIED, backend=lossy),
         *_both("retry-dead", kind,
-               proxy(servers=(*servers(), dead[0]), defaults_lines=retries,
+               proxy(servers=(*servers(), DEAD[0]), defaults_lines=retries,
                      frontend_lines=to_client_port), client=IDENTIFIED),
         scenario("dead-all", kind,
-                 proxy(servers=dead, defaults_lines=("retries 1", "option redispatch 1"),
+                 proxy(servers=DEAD, defaults_lines=("retries 1", "option redispatch 1"),
                        frontend_lines=to_client_port), requests=500),
     ]  # fmt: skip
 
@@ -348,6 +353,16 @@ def _several_proxies() -> list[Scenario]:
     )
     ports = (FRONT, FRONT + 1, FRONT + 2)
     tcp = proxy(mode="tcp")
+
+    def tcp_dead(*behind: Server) -> HAProxySettings:
+        """In mode tcp there are retries, too, until there is a connection."""
+        return proxy(
+            mode="tcp",
+            servers=behind,
+            defaults_lines=("retries 3", "option redispatch 1"),
+            frontend_lines=("tcp-request content set-dst-port src_port",),
+        )
+
     tcp_with_line = proxy(mode="tcp", port=second, bind_options="accept-proxy")
     mixed_fronts = {second: FRONT, **dict.fromkeys(SERVER_PORTS, second)}
     return [
@@ -358,14 +373,17 @@ def _several_proxies() -> list[Scenario]:
         scenario("chain-tcp-first", "mode tcp",
                  proxy(mode="tcp", servers=servers(ports=(second,))), proxy(port=second),
                  fronts=mixed_fronts),
-        # Behind a PROXY line nothing tells whose bytes HAProxy passes on, and nothing is linked.
+        # Behind a PROXY line only the task that passes bytes on tells whose they are.
         scenario("chain-tcp-last", "mode tcp", with_line, tcp_with_line,
-                 fronts=mixed_fronts, least_recall=0.5),
+                 fronts=mixed_fronts, least_recall_of_probes=0.5),
         scenario("chain-tcp-both", "mode tcp",
                  proxy(mode="tcp", servers=servers("send-proxy", (second,))), tcp_with_line,
-                 fronts=mixed_fronts, least_recall=0.5),
+                 fronts=mixed_fronts, least_recall_of_probes=0.5),
         *_both("tcp", "mode tcp", tcp),
         scenario("tcp-close", "mode tcp", tcp, client={"close": 1}),
+        scenario("tcp-drop", "mode tcp", tcp, client=IDENTIFIED, backend={"drop": 200}),
+        scenario("tcp-dead", "mode tcp", tcp_dead(*servers(), DEAD[0])),
+        scenario("tcp-dead-all", "mode tcp", tcp_dead(*DEAD), requests=500),
         *_both("send-proxy", "PROXY protocol", proxy(servers=servers("send-proxy"))),
         scenario("reload", "reload", proxy(http_reuse="always"), reloads=3, requests=2500,
                  client={**IDENTIFIED, "connections": 24, "think_ms": 30}),

@@ -49,6 +49,8 @@ PLAYED = {
     "abort": 300,
     "chain-one-instance": 300,
     "tcp": 300,
+    "tcp-dead": 200,
+    "chain-tcp-last": 200,
     "processes": 300,
     "reload": 2500,
 }

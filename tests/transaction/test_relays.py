@@ -14,9 +14,10 @@ from otel_qtap.transaction.link import LinkMethod
 from otel_qtap.transaction.model import Transaction
 
 
-def in_task(address: int) -> StreamMark:
-    """HAProxy ran this task, which is not that of a stream."""
-    return StreamMark(StreamState.OTHER, 0, 0, address)
+def in_task(address: int, passing_on: Script | None = None) -> StreamMark:
+    """HAProxy ran this task, which is not that of a stream, and had just read from a server."""
+    source = 0 if passing_on is None else passing_on.connection_id
+    return StreamMark(StreamState.OTHER, source, 0, address)
 
 
 STREAM = known(5, 0x7F00)
@@ -231,8 +232,10 @@ def _live(proxy: Proxy, chance: random.Random) -> dict[tuple[int, int], tuple[in
     for number in range(60):
         task = free.pop(chance.randrange(len(free)))
         stream = known(number, 0x7F000 + task.task)
-        reading = chance.choice([stream, task])
+        reading = chance.choice([stream, task, NOBODY])
         client = proxy.client(connecting=reading, remote_port=50_000 + number)
+        if reading is NOBODY:
+            client.ask(PROXY_LINE)
         server = proxy.server(stream, local_port=20_000 + number)
         talking.append((client, server, task, 50_000 + number, 20_000 + number))
         while talking and (len(talking) == 8 or chance.random() < 0.8):
@@ -245,9 +248,10 @@ def _live(proxy: Proxy, chance: random.Random) -> dict[tuple[int, int], tuple[in
                 del talking[at]
                 continue
             asked = client.ask(request(1))
-            truth[local, server.ask(request(1), task)] = (remote, asked)
+            sender = chance.choice([task, in_task(0x88)])
+            truth[local, server.ask(request(1), sender)] = (remote, asked)
             server.answer(OK)
-            client.answer(OK, in_task(0x99))
+            client.answer(OK, in_task(0x99, server))
     for client, server, *_ in talking:
         client.destroyed()
         server.destroyed()
@@ -281,16 +285,168 @@ def test_a_client_that_is_never_answered_proves_nothing(proxy) -> None:
     assert linked(proxy.play()) == [None]
 
 
+PROXY_LINE = b"PROXY TCP4 192.0.2.9 192.0.2.1 5000 80\r\n"
+NOBODY = in_task(0x9900)
+"""Reads PROXY lines and ends then."""
+
+
+def accept(proxy: Proxy, port: int, connecting: StreamMark = NOBODY) -> Script:
+    """A client comes by way of a proxy that says so."""
+    client = proxy.client(connecting=connecting, remote_port=port)
+    client.ask(PROXY_LINE)
+    return client
+
+
 def test_the_task_that_reads_a_proxy_line_is_not_the_clients(proxy) -> None:
     """It is over with that, and its memory used again."""
     client, server = proxy.client(connecting=TASK), proxy.server(OTHER_STREAM)
-    client.ask(b"PROXY TCP4 192.0.2.9 192.0.2.1 5000 80\r\n" + GET)
+    client.ask(PROXY_LINE + GET)
     server.ask(GET, TASK)
     server.answer(OK)
     client.answer(OK, OTHER_TASK)
     client.destroyed()
 
     assert linked(proxy.play()) == [None]
+
+
+def test_behind_a_proxy_line_the_task_that_passes_the_answer_on_tells(proxy) -> None:
+    """It got the answer from the server; once that is known, so is whose the next requests are."""
+    clients = [accept(proxy, 51001), accept(proxy, 51002)]
+    servers = [proxy.server(OTHER_STREAM, local_port=20_002), proxy.server(STREAM)]
+    for client in clients:
+        client.ask(GET)
+    for server in servers:
+        server.ask(GET, TASK)
+        server.answer(OK)
+    for client, server in zip(clients, reversed(servers), strict=True):
+        client.answer(OK, in_task(0x4400, server))
+    pass_through(clients[0], servers[1], GET, OTHER_TASK)
+    pass_through(clients[1], servers[0], GET, OTHER_TASK)
+
+    transactions = proxy.play()
+
+    assert linked(transactions) == [(51001, 0), (51002, 0), (51001, 1), (51002, 1)]
+    served = [t for t in transactions if t.direction.is_ingress]
+    assert all(t.hop is not None and t.hop.attempts == 1 for t in served)
+
+
+def test_behind_a_proxy_line_pipelined_requests_are_all_found(proxy) -> None:
+    """They have been sent before the first is answered."""
+    client, server = accept(proxy, 51001), proxy.server(STREAM)
+    client.ask(GET + GET_B + GET)
+    server.ask(GET + GET_B + GET, TASK)
+    for _ in range(3):
+        server.answer(OK)
+        client.answer(OK, in_task(0x4400, server))
+
+    assert linked(proxy.play()) == [(51001, 0), (51001, 1), (51001, 2)]
+
+
+OTHER_OK = OK.replace(b"200", b"201")
+
+
+@pytest.mark.parametrize(("asked", "answer"), [(GET_B, OK), (GET, OTHER_OK)])
+def test_an_answer_that_is_not_the_servers_was_not_passed_on(proxy, asked, answer) -> None:
+    """The task is no evidence where what it got and what it gave are not the same."""
+    client, server = accept(proxy, 51001), proxy.server(STREAM)
+    client.ask(GET)
+    server.ask(asked, TASK)
+    server.answer(answer)
+    client.answer(OK, in_task(0x4400, server))
+    client.destroyed()
+
+    assert linked(proxy.play()) == [None]
+
+
+def test_a_server_whose_client_was_answered_by_its_stream_is_no_relay(proxy) -> None:
+    """HAProxy had read the request itself."""
+    asker = proxy.client(remote_port=51001)
+    asker.ask(GET)
+    server = proxy.server(STREAM)
+    server.ask(GET, TASK)
+    server.answer(OK)
+    asker.answer(OK, STREAM)
+    client = accept(proxy, 51002)
+    client.ask(GET)
+    client.answer(OK, in_task(0x4400, server))
+    client.destroyed()
+
+    assert linked(proxy.play()) == [(51001, 0)]
+
+
+def test_a_request_whose_answer_was_lost_does_not_get_the_next_one(proxy) -> None:
+    """Equal requests and answers: the place in the connection tells which is which."""
+    client, server = accept(proxy, 51001), proxy.server(STREAM)
+    client.ask(GET)
+    server.ask(GET, TASK)
+    server.answer(OK)
+    client.answer(OK, in_task(0x4400, server), seen=False)
+    client.ask(GET)
+    server.ask(GET, TASK)
+    server.answer(OK)
+    client.answer(OK, in_task(0x4400, server))
+    client.destroyed()
+
+    transactions = proxy.play()
+
+    assert all(parent in (None, (51001, 1)) for parent in linked(transactions))
+
+
+def test_servers_that_refused_are_attempts_for_the_first_request(proxy) -> None:
+    """In mode tcp they are tried before there is one."""
+    refused = [proxy.refused(STREAM, local_port=20_000 + n) for n in range(2)]
+    client = proxy.client(connecting=STREAM, remote_port=51001)
+    server = proxy.server(STREAM)
+    pass_through(client, server, GET)
+    pass_through(client, server, GET)
+
+    transactions = proxy.play()
+
+    assert linked(transactions) == [(51001, 0)] * 3 + [(51001, 1)]
+    attempts = [t for t in transactions if not t.direction.is_ingress]
+    assert [t.resend_count for t in attempts] == [0, 1, 2, 0]
+    assert [t.ending.value for t in attempts[:2]] == ["connect_failed"] * len(refused)
+
+
+def test_where_all_servers_refuse_the_connect_comes_before_the_request(proxy) -> None:
+    """That is how mode tcp works, and no contradiction."""
+    violations: list[str] = []
+    proxy.capture.assembler.linker.on_violation = lambda _, check, __: violations.append(check)
+    client = proxy.client(remote_port=51001, established_ns=proxy.timeline.now_ns)
+    proxy.refused(STREAM)
+    client.ask(GET)
+    client.step(CloseStep.LOCAL_CLOSED, mark=STREAM)
+    client.destroyed()
+
+    assert linked(proxy.play()) == [(51001, 0)]
+    assert not violations
+
+
+def test_a_connect_before_the_client_came_is_a_contradiction(proxy) -> None:
+    """No mode of HAProxy does that."""
+    proxy.refused(STREAM)
+    client = proxy.client(remote_port=51001, established_ns=proxy.timeline.now_ns + 1)
+    client.ask(GET)
+    client.step(CloseStep.LOCAL_CLOSED, mark=STREAM)
+    client.destroyed()
+
+    assert linked(proxy.play()) == []
+    assert proxy.counted("violations", check="eligible") == 1
+
+
+def test_a_relay_that_answers_no_more_is_still_one(proxy) -> None:
+    """What it passed on was for its client, though the server closes without an answer."""
+    client = proxy.client(connecting=STREAM, remote_port=51001)
+    server = proxy.server(STREAM)
+    pass_through(client, server, GET)
+    client.ask(GET)
+    server.ask(GET, TASK)
+    server.server_closes()
+    client.server_closes()
+    for script in (server, client):
+        script.destroyed()
+
+    assert linked(proxy.play()) == [(51001, 0), (51001, 1)]
 
 
 def test_what_a_neighbour_answered_may_be_told_after_it_was_received(proxy) -> None:
