@@ -196,7 +196,7 @@ class Assembler:
 
     def relay_back(self, talk: Conversation, exchange: Exchange, mark: StreamMark) -> None:
         """Find the server whose answer HAProxy passes on byte by byte, and what it was sent."""
-        server = self._relays.find_server(mark)
+        server = self._relays.find_server(talk.connection.process_id, mark)
         if server is None:
             return
         connecting = server.connection.connecting

@@ -118,9 +118,12 @@ class Relays(Generic[T]):
                 return clients[0]
         return None
 
-    def find_server(self, answering: StreamMark) -> T | None:
+    def find_server(self, process_id: int, answering: StreamMark) -> T | None:
         """Return the server whose bytes a client gets, by the mark of its answer."""
-        return self._servers.get(answering.address)
+        server = self._servers.get(answering.address)
+        if server is None or server.connection.process_id != process_id:
+            return None
+        return server
 
 
 def pass_on(sent: Exchange, client: Relayed, server: Relayed) -> Exchange | None:
