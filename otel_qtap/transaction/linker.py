@@ -402,7 +402,7 @@ class Linker:
             self._keep(at, newer)
 
     def _link(self, transaction: Transaction, exchange: Exchange, place: Place) -> None:
-        violated = self._check(transaction, exchange, place)
+        violated = self._check(exchange, place)
         if violated or place.is_void:
             if violated:
                 self._violated(violated, place, _begin_of(exchange))
@@ -448,17 +448,17 @@ class Linker:
         if place.answered_ns >= self._blind_until_ns:
             self.on_violation(place.process_id, check, min(seen_ns, place.answered_ns))
 
-    def _check(self, transaction: Transaction, exchange: Exchange, place: Place) -> str:
+    def _check(self, exchange: Exchange, place: Place) -> str:
         """Return what contradicts a link, or nothing."""
         if exchange.thread_id and place.thread_id and exchange.thread_id != place.thread_id:
             return "thread"
         begin_ns = _begin_of(exchange)
         if begin_ns < place.eligible_ns:
             # Right in mode tcp only: there HAProxy connects as soon as it has a client.
-            has_sent = transaction.ending is not _CONNECT_FAILED
-            if has_sent and exchange.request_start_ns < place.eligible_ns:
-                return "eligible"
-            if begin_ns < place.accepted_ns:
+            has_sent = bool(exchange.request.method)
+            if begin_ns < place.accepted_ns or (
+                has_sent and exchange.request_start_ns < place.eligible_ns
+            ):
                 return "eligible"
         if begin_ns > place.answered_ns:
             return "answered"
