@@ -2,7 +2,8 @@
 What a HAProxy executable says about itself: where its functions and variables lie.
 
 HAProxy is linked with ``--export-dynamic``, so even a stripped package names its
-functions. Everything here is read once per executable; nothing is taken from a table of
+functions. Where it is not, as in a static program, the names are still there unless it was
+stripped. Everything here is read once per executable; nothing is taken from a table of
 versions.
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import os
 import re
+import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +34,13 @@ _SYMBOLS = (
 )  # fmt: skip
 _CALL = b"\xe8"  # x86-64: call rel32
 _CALL_BYTES = 5
+_SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: name, info, other, section, value, size
+_TYPES = {1: "STT_OBJECT", 2: "STT_FUNC", 6: "STT_TLS"}
 _THREAD_CONTROL_BLOCK = 16  # arm64: what stands before the first thread-local variable
 
 
 class BinaryError(Exception):
-    """A file that is not a HAProxy with exported symbols; the text says what is missing."""
+    """A file that is not a HAProxy that names its functions; the text says what is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,18 +49,20 @@ class HaproxyBinary:
 
     process_stream: int
     process_check: int
-    """Address of ``process_chk``, the task of a health check; 0 where it is not exported."""
-    thread_context: int
+    """Address of ``process_chk``, the task of a health check; 0 where it has no name."""
+    obstacle: str = ""
+    """Why a thread's context cannot be found, and only probes can help; empty: it can."""
+    thread_context: int = 0
     """Offset of the thread-local variable ``th_ctx`` from the thread pointer."""
-    contexts: int
+    contexts: int = 0
     """Address of ``ha_thread_ctx``, the array that ``th_ctx`` points into."""
-    contexts_size: int
+    contexts_size: int = 0
     first_address: int
     """Address of the first page of the file, which the load bias is counted from."""
     process_stream_probe: int
     """Offset in the file at which a probe on ``process_stream`` costs least."""
     stream_free_probe: int
-    """The same for ``stream_free``; 0 where it is not exported."""
+    """The same for ``stream_free``; 0 where it has no name."""
     leaving_poll_probe: int
     """The same for ``clock_leaving_poll``, which each thread calls before it looks at events."""
     has_cheap_probes: bool
@@ -134,14 +141,18 @@ def _read(elf: ELFFile) -> HaproxyBinary:
     if machine not in ("EM_X86_64", "EM_AARCH64"):
         raise BinaryError(f"made for {machine}, not for x86-64 or arm64")
     symbols = _symbols(elf, _SYMBOLS)
-    missing = {"process_stream", "th_ctx", "ha_thread_ctx"} - symbols.keys()
-    if missing:
-        raise BinaryError(f"does not export {', '.join(sorted(missing))}")
-    segments = list(elf.iter_segments())
-    tls = next((s for s in segments if s["p_type"] == "PT_TLS"), None)
-    if tls is None or symbols["th_ctx"].type != "STT_TLS":
-        raise BinaryError("th_ctx is not a thread-local variable")
-    first = next(s for s in segments if s["p_type"] == "PT_LOAD" and s["p_offset"] == 0)
+    if "process_stream" not in symbols:
+        raise BinaryError("does not name process_stream")
+    context, obstacle = 0, ""
+    tls = next((s for s in elf.iter_segments() if s["p_type"] == "PT_TLS"), None)
+    if missing := {"th_ctx", "ha_thread_ctx"} - symbols.keys():
+        obstacle = f"it does not name {', '.join(sorted(missing))}"  # before 2.5
+    elif tls is None or symbols["th_ctx"].type != "STT_TLS":
+        obstacle = "th_ctx is not a thread-local variable"  # built without USE_THREAD
+    else:
+        context = _thread_offset(symbols["th_ctx"].value, tls, machine)
+    contexts = symbols["ha_thread_ctx"] if not obstacle else _NO_SYMBOL
+    first = next(s for s in elf.iter_segments() if s["p_type"] == "PT_LOAD" and s["p_offset"] == 0)
     probe, is_cheap = _probe_place(elf, symbols["process_stream"].value, machine)
     others = {"stream_free": 0, "clock_leaving_poll": 0}
     for name in others.keys() & symbols.keys():
@@ -150,9 +161,10 @@ def _read(elf: ELFFile) -> HaproxyBinary:
     return HaproxyBinary(
         process_stream=symbols["process_stream"].value,
         process_check=symbols["process_chk"].value if "process_chk" in symbols else 0,
-        thread_context=_thread_offset(symbols["th_ctx"].value, tls, machine),
-        contexts=symbols["ha_thread_ctx"].value,
-        contexts_size=symbols["ha_thread_ctx"].size,
+        obstacle=obstacle,
+        thread_context=context,
+        contexts=contexts.value,
+        contexts_size=contexts.size,
         first_address=first["p_vaddr"] // _PAGE * _PAGE,
         process_stream_probe=probe,
         stream_free_probe=others["stream_free"],
@@ -168,12 +180,27 @@ class _Symbol:
     type: str
 
 
+_NO_SYMBOL = _Symbol(0, 0, "")
+
+
 def _symbols(elf: ELFFile, names: tuple[str, ...]) -> dict[str, _Symbol]:
-    """Return those of ``names`` that the executable defines for others to use."""
+    """Return those of ``names`` that the executable defines, for others to use or for itself."""
     dynamic = elf.get_section_by_name(".dynsym")
+    table = elf.get_section_by_name(".symtab")
+    found: dict[str, _Symbol] = {}
+    if isinstance(dynamic, SymbolTableSection):
+        found = _exported(elf, dynamic, names)
+    if isinstance(table, SymbolTableSection):
+        found |= _internal(table, set(names) - found.keys())
+    elif "process_stream" not in found:
+        raise BinaryError("was stripped of the names of its functions")
+    return found
+
+
+def _exported(
+    elf: ELFFile, dynamic: SymbolTableSection, names: Iterable[str]
+) -> dict[str, _Symbol]:
     table = elf.get_section_by_name(".gnu.hash")
-    if not isinstance(dynamic, SymbolTableSection):
-        raise BinaryError("exports no symbols")
     if table is not None:
         hashes = GNUHashTable(elf, table["sh_offset"], dynamic)
         found = [(name, hashes.get_symbol(name)) for name in names]
@@ -184,6 +211,31 @@ def _symbols(elf: ELFFile, names: tuple[str, ...]) -> dict[str, _Symbol]:
         for name, symbol in found
         if symbol is not None and symbol["st_shndx"] != "SHN_UNDEF"
     }
+
+
+def _internal(table: SymbolTableSection, names: Iterable[str]) -> dict[str, _Symbol]:
+    """
+    Return what a table that is meant for debuggers says; it has no index to look names up in.
+
+    A name that two functions of different files share says nothing.
+    """
+    strings = table.stringtable.data()
+    wanted = {at: name for name in names for at in _places_of(name, strings)}
+    found: dict[str, list[_Symbol]] = {}
+    for name_at, info, _, section, value, size in _SYMBOL.iter_unpack(table.data()):
+        if name_at in wanted and section:
+            symbol = _Symbol(value, size, _TYPES.get(info & 0xF, ""))
+            found.setdefault(wanted[name_at], []).append(symbol)
+    return {name: symbols[0] for name, symbols in found.items() if len(symbols) == 1}
+
+
+def _places_of(name: str, strings: bytes) -> Iterator[int]:
+    """Yield where a name stands, perhaps as the end of a longer one: linkers share the bytes."""
+    end = name.encode() + b"\0"
+    at = strings.find(end)
+    while at >= 0:
+        yield at
+        at = strings.find(end, at + 1)
 
 
 def _thread_offset(value: int, tls: Segment, machine: str) -> int:

@@ -62,7 +62,7 @@ class Probes:
             if executable in self._problems:
                 return self._problems[executable]
             if not binary.stream_free_probe:
-                self._problems[executable] = "it does not export stream_free"
+                self._problems[executable] = "it does not name stream_free"
                 return self._problems[executable]
             try:
                 file = os.open(f"/proc/{process_id}/exe", os.O_RDONLY | os.O_CLOEXEC)

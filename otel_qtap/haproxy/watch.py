@@ -256,6 +256,8 @@ class HaproxyWatch:
             self._receiver.write_layout(image.layout)
         elif self._mode is LinkMode.PROBE:
             self._fall_back(image, "tap.link is probe")
+        elif binary.obstacle:
+            self._fall_back(image, binary.obstacle)
         else:
             self._receiver.write_layout(layout, _SNAPSHOTS)
         return image

@@ -349,23 +349,87 @@ def test_a_stripped_program_still_exports_its_names(build) -> None:
     assert read_binary(_strip(path, "--strip-all")) == read_binary(path)
 
 
+_BUILDS = [
+    pytest.param(("-static", "-no-pie"), id="static"),
+    pytest.param(("-static-pie", "-fPIE"), id="static-pie"),
+    pytest.param(("-pie", "-fPIE", "-Wl,--no-export-dynamic"), id="pie"),
+    pytest.param(("-no-pie", "-Wl,--no-export-dynamic"), id="no-pie"),
+]
+
+
+@x86_only
+@pytest.mark.parametrize("options", _BUILDS)
+def test_a_program_that_exports_nothing_is_read_by_the_names_for_debuggers(build, options) -> None:
+    """As a static HAProxy is, or one built with ``USE_BACKTRACE=``: unless it is stripped."""
+    path = build(*options, more="#define dlsym(handle, name) (char *)&th_ctx")  # nor by itself
+
+    with running(path) as process:
+        binary = read_binary(path)
+        bias = load_bias(process.process_id, binary)
+
+        assert not binary.obstacle
+        assert binary.thread_context == process.thread_context
+        assert binary.process_stream + bias == process.process_stream
+        assert binary.contexts + bias == process.contexts
+        assert binary.contexts_size == 8 * 256
+        assert code_at(path, binary.process_stream_probe).startswith(as_bytes(PUSH))
+        assert binary.stream_free_probe
+
+
+def test_a_name_that_two_functions_share_says_nothing(build, tmp_path) -> None:
+    """Each file may have a function of its own by any name."""
+    path = build("-Wl,--no-export-dynamic", more='__asm__(".local stream_free");')
+    assert read_binary(path).stream_free_probe
+    other = tmp_path / "other.c"
+    other.write_text("static void stream_free(void) {} void (*other)(void) = stream_free;")
+
+    path = build(
+        "-Wl,--no-export-dynamic", "-xc", str(other), more='__asm__(".local stream_free");'
+    )
+    assert not read_binary(path).stream_free_probe
+
+
+_OBSTACLES = [
+    # the program, why its threads' contexts cannot be found
+    pytest.param(lambda build: build(drop="th_ctx"), "it does not name th_ctx", id="2.4"),
+    pytest.param(lambda build: build(drop="ha_thread_ctx"), "it does not name ha_thread_ctx",
+                 id="array"),
+    pytest.param(lambda build: build("-D__thread="), "th_ctx is not a thread-local variable",
+                 id="no-threads"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "obstacle"), _OBSTACLES)
+def test_without_contexts_there_still_are_places_for_probes(build, make, obstacle) -> None:
+    """The next way needs nothing else."""
+    binary = read_binary(make(build))
+
+    assert binary.obstacle == obstacle
+    assert binary.process_stream_probe
+    assert binary.stream_free_probe
+
+
 _OTHER_FILES = [
-    pytest.param(lambda build: build("-static"), "exports no symbols", id="static"),
-    pytest.param(lambda build: build("-Wl,--no-export-dynamic"), "does not export ", id="hidden"),
     pytest.param(
-        lambda build: build(drop="process_stream"), "does not export process_stream$", id="function"
+        lambda build: _strip(build("-static")),
+        "was stripped of the names of its functions$",
+        id="static",
     ),
     pytest.param(
-        lambda build: build(drop="ha_thread_ctx"), "does not export ha_thread_ctx$", id="array"
+        lambda build: _strip(build("-Wl,--no-export-dynamic")),
+        "was stripped of the names of its functions$",
+        id="hidden",
     ),
     pytest.param(
-        lambda build: build("-D__thread="), "th_ctx is not a thread-local variable", id="global"
+        lambda build: build(drop="process_stream"), "does not name process_stream$", id="function"
     ),
     pytest.param(
         lambda build: _foreign(build(), 243), "made for EM_RISCV, not for x86-64 or arm64", id="cpu"
     ),
     pytest.param(
-        lambda _: Path("/bin/true").resolve(), "does not export ha_thread_ctx, ", id="true"
+        lambda _: Path("/bin/true").resolve(),
+        "was stripped of the names of its functions$",
+        id="true",
     ),
     pytest.param(lambda _: Path(__file__), "not a readable ELF executable", id="text"),
 ]
@@ -406,7 +470,7 @@ def breakable(build) -> tuple[bytes, list[int]]:
             (elf["e_shoff"], elf["e_shnum"] * elf["e_shentsize"]),
             *(
                 (section["sh_offset"], section["sh_size"])
-                for section in map(elf.get_section_by_name, (".dynsym", ".dynstr", ".gnu.hash"))
+                for section in map(elf.get_section_by_name, (".dynsym", ".gnu.hash", ".symtab"))
             ),
         ]
     return path.read_bytes(), [at for start, size in areas for at in range(start, start + size)]

@@ -253,7 +253,7 @@ def test_a_program_that_is_only_called_so_is_told_once(watched, tmp_path, caplog
     assert not each.receiver.told
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "does not export ha_thread_ctx, process_stream, th_ctx" in record.getMessage()
+    assert "was stripped of the names of its functions: " in record.getMessage()
 
 
 def test_more_programs_than_there_is_room_for_go_without(watched, start, monkeypatch) -> None:
@@ -362,6 +362,28 @@ def test_other_offsets_come_into_force_and_are_verified_in_turn(watched, start) 
 
     assert layout.offsets == each.receiver.layout_of(pid).offsets == Offsets(40, 8, 4)
     assert each.receiver.snapshots[layout.number] == 256
+
+
+def test_a_program_whose_contexts_cannot_be_found_gets_probes_at_once(
+    watched, start, caplog, monkeypatch
+) -> None:
+    """As one built without threads: there is nothing to try before."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(
+        watch, "read_binary",
+        lambda path: replace(read_binary(path), obstacle="it does not name th_ctx"),
+    )  # fmt: skip
+    pid = start()
+    each = watched()
+
+    each.watch.inspect(pid)
+    each.finish()
+
+    layout = each.receiver.layout_of(pid)
+    assert layout.source is StreamSource.PROBE
+    assert each.receiver.snapshots[layout.number] == 0
+    (record,) = caplog.records
+    assert record.getMessage().endswith("by probes on its streams (it does not name th_ctx)")
 
 
 def test_what_cannot_be_read_is_told_by_probes(watched, start, caplog) -> None:
