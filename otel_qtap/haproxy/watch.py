@@ -28,7 +28,7 @@ from otel_qtap.events import ProcessEvent, ProcessStep
 from otel_qtap.haproxy.binary import BinaryError, HaproxyBinary, load_bias, read_binary
 from otel_qtap.haproxy.calibration import Verdict
 from otel_qtap.haproxy.doubts import Doubt, Doubts
-from otel_qtap.haproxy.layout import Layout, StreamSource
+from otel_qtap.haproxy.layout import DEFAULT_OFFSETS, Layout, Offsets, StreamSource
 from otel_qtap.haproxy.probes import ProbeReceiver, Probes
 
 __all__ = ["HaproxyWatch", "StreamReceiver"]
@@ -84,6 +84,8 @@ class HaproxyWatch:
         self._binaries: dict[tuple[int, int, int], HaproxyBinary | None] = {}
         self._images: dict[int, _Image] = {}
         self._by_process: dict[int, _Image] = {}
+        self._found: dict[tuple[int, int], Offsets] = {}
+        """What was verified of an executable: the first guess for its next process."""
         self._probes = Probes(receiver)
         self._told: set[tuple[tuple[int, int], str]] = set()
         """What the log says of an executable already."""
@@ -153,6 +155,7 @@ class HaproxyWatch:
         image.layout = layout
         if verdict is Verdict.VERIFIED:
             image.is_verified = True
+            self._found[image.executable] = layout.offsets
             self._receiver.write_layout(layout)
             log.info("HAProxy %s: backend requests are linked by its streams (fast)", _names(image))
         elif verdict is Verdict.CHANGED:
@@ -248,6 +251,7 @@ class HaproxyWatch:
             contexts=binary.contexts + bias,
             contexts_size=binary.contexts_size,
             source=StreamSource.THREAD,
+            offsets=self._found.get(executable, DEFAULT_OFFSETS),
         )
         image = _Image(layout, executable, {process_id}, binary)
         self._images[number] = image

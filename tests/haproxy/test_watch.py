@@ -364,6 +364,36 @@ def test_other_offsets_come_into_force_and_are_verified_in_turn(watched, start) 
     assert each.receiver.snapshots[layout.number] == 256
 
 
+def test_the_next_process_of_a_program_begins_with_what_was_found_for_the_last(
+    watched, start
+) -> None:
+    """After a reload nothing is lost to a guess that was wrong before; it is verified again."""
+    old, new = start(), start()
+    each = watched()
+    each.watch.inspect(old)
+    each.decide(old, Verdict.CHANGED, offsets=Offsets(40, 8, 4))
+    each.decide(old, Verdict.VERIFIED)
+    each.event(old, ProcessStep.EXITED)
+
+    each.watch.inspect(new)
+
+    layout = each.receiver.layout_of(new)
+    assert layout.offsets == Offsets(40, 8, 4)
+    assert each.receiver.snapshots[layout.number] == 256
+
+
+def test_what_was_only_guessed_is_not_remembered(watched, start) -> None:
+    """Until it has explained all that was seen."""
+    old, new = start(), start()
+    each = watched()
+    each.watch.inspect(old)
+    each.decide(old, Verdict.CHANGED, offsets=Offsets(40, 8, 4))
+
+    each.watch.inspect(new)
+
+    assert each.receiver.layout_of(new).offsets == DEFAULT_OFFSETS
+
+
 def test_a_program_whose_contexts_cannot_be_found_gets_probes_at_once(
     watched, start, caplog, monkeypatch
 ) -> None:
