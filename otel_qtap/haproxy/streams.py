@@ -282,10 +282,19 @@ class StreamMarks:
             if not image.is_verified:
                 image.calibration.observe(snapshot, event)
                 self._judge(image, waiting)
+                if image.is_trusted and image.calibration.contradiction:
+                    self._withdraw_trust(image, event.timestamp_ns)
             elif image.is_settled and image.has_marks:
                 self._compare(image, snapshot, event)
         else:
             self._check_age(waiting, image)
+
+    def _withdraw_trust(self, image: _Image, seen_ns: int) -> None:
+        """What was plausible, and taken for true in want of a verdict, turns out not to be."""
+        image.is_trusted = False
+        for process_id, each in self._by_process.items():
+            if each is image:
+                self.on_distrust(process_id, seen_ns)
 
     def _check_age(self, waiting: _Waiting, image: _Image) -> None:
         """Put a mark right that was made by another layout than that of now."""

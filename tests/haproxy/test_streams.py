@@ -36,7 +36,7 @@ from otel_qtap.events import (
 )
 from otel_qtap.haproxy import streams
 from otel_qtap.haproxy.calibration import Verdict
-from otel_qtap.haproxy.layout import Layout, Offsets, StreamSource
+from otel_qtap.haproxy.layout import DEFAULT_OFFSETS, Layout, Offsets, StreamSource
 from otel_qtap.haproxy.marks import marked_ns
 from otel_qtap.haproxy.streams import StreamMarks
 
@@ -316,6 +316,28 @@ def test_what_is_not_plausible_by_then_loses_its_mark() -> None:
     host.feed(answers(memory, 64))
     assert host.verdicts == [(1, Verdict.VERIFIED, "")]
     assert NO_MARK not in host.marks[3:]
+
+
+def test_what_was_plausible_counts_until_something_contradicts() -> None:
+    """One request tells no number from a constant; the second one does, and nothing is kept."""
+    memory = Memory(DEFAULT_OFFSETS._replace(serial=4))
+    memory.believe(DEFAULT_OFFSETS)
+    memory.tick_ns = 2 * SECOND_NS
+    host = Host(memory).learn().feed(answers(memory, 1))
+    host.streams.tick(memory.now_ns + memory.tick_ns)
+    assert NO_MARK not in host.marks
+
+    first_ns = memory.now_ns
+    host.feed(answers(memory, 5))
+    host.streams.tick(memory.now_ns + memory.tick_ns)
+
+    assert host.verdicts == []
+    assert host.marks[1:] == [NO_MARK] * 5
+    assert host.distrusted == [(PID, first_ns + memory.tick_ns)]
+    memory.tick_ns = 1000
+    host.feed(answers(memory, 2 * 64))
+    assert [verdict for _, verdict, _ in host.verdicts] == [Verdict.CHANGED, Verdict.VERIFIED]
+    assert host.marks[-1] == memory.truth[memory.now_ns]
 
 
 def test_health_checks_alone_wait_only_once() -> None:
