@@ -200,7 +200,7 @@ int on_state_change(struct bpf_raw_tracepoint_args *ctx)
             read_stream(&c->connecting, layout);
             u32 zero = 0;
             struct scratch *scratch = scratches.lookup(&zero);
-            if (layout && layout->snapshots && scratch)
+            if (wants_snapshot(layout) && scratch)
                 send_snapshot(scratch, layout, c, SNAPSHOT_CONNECT, tgid, now);
         }
         if ((role == ROLE_CLIENT && is_excluded(tgid)) || !is_wanted(c, sk, &start, settings))

@@ -376,7 +376,7 @@ static __always_inline int try_quickly(struct connection *c, const struct settin
     if (before + result > settings->turn_limit)
         return 0;
     layout = layout_for(c, flow);
-    if (layout && layout->snapshots)
+    if (wants_snapshot(layout))
         return 0;
     move.flow = flow;
     move.size = result;
@@ -528,7 +528,7 @@ static __always_inline void on_transfer(const void *sk, struct connection *c,
         return;
     }
 
-    if (layout && layout->snapshots && (flow == FLOW_SEND || c->role == ROLE_SERVER))
+    if (wants_snapshot(layout) && (flow == FLOW_SEND || c->role == ROLE_SERVER))
         send_snapshot(scratch, layout, c, flow, tgid, now);
     describe(&scratch->record, c, &move);
     transfer->base = source->base;

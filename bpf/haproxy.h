@@ -25,7 +25,7 @@ struct layout {
     u16 serial;         // in struct stream: uniq_id
     u8 source;          // enum stream_source
     u8 reserved;
-    u32 snapshots; // still to be taken
+    s32 snapshots; // still to be taken
     u32 padding;
 };
 
@@ -221,6 +221,12 @@ int on_stream_free(struct pt_regs *ctx)
     else
         generations.update(&key, &first);
     return 0;
+}
+
+// Two threads may see the same last one to be taken, and count below zero.
+static __always_inline int wants_snapshot(const struct layout *layout)
+{
+    return layout && layout->snapshots > 0;
 }
 
 // Emit a snapshot of what the current thread is doing; a data record of the same

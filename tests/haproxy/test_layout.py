@@ -23,6 +23,7 @@ _PROGRAM = """
 #include <stdio.h>
 #include <string.h>
 typedef uint8_t u8; typedef uint16_t u16; typedef uint32_t u32; typedef uint64_t u64;
+typedef int32_t s32;
 %s
 int main(void)
 {
@@ -82,3 +83,28 @@ def test_there_are_as_many_layouts_as_the_header_says() -> None:
 
     assert f"#define LAYOUTS {kernel.LAYOUTS}\n" in header
     assert "#define NO_LAYOUT 0\n" in header
+
+
+def test_no_snapshot_is_wanted_below_zero(tmp_path) -> None:
+    """Two threads that both saw the last one to be taken have counted too far."""
+    header = (bpf_directory() / "haproxy.h").read_text()
+    parts = [
+        re.search(rf"^{start}.*?^\}};?$", header, re.DOTALL | re.MULTILINE)
+        for start in (r"struct layout \{", "static __always_inline int wants_snapshot")
+    ]
+    source = "\n".join(part[0] for part in parts if part)
+    program = tmp_path / "wants"
+    subprocess.run(
+        ["cc", "-xc", "-", "-o", str(program)],
+        input=(
+            "#include <stdint.h>\n#define __always_inline inline\n"
+            "typedef uint8_t u8; typedef uint16_t u16; typedef uint32_t u32;\n"
+            f"typedef int32_t s32; typedef uint64_t u64;\n{source}\n"
+            "int main(void) { struct layout l = {.snapshots = 1};\n"
+            "if (!wants_snapshot(&l)) return 1; l.snapshots--;\n"
+            "if (wants_snapshot(&l)) return 2; l.snapshots--; return wants_snapshot(&l) ? 3 : 0; }"
+        ),
+        text=True, check=True,
+    )  # fmt: skip
+
+    assert subprocess.run([str(program)], check=False).returncode == 0
