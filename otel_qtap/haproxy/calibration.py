@@ -29,6 +29,7 @@ _WORDS = struct.Struct("<8Q")
 _SERIALS = struct.Struct("<16I")
 _ENOUGH = 64  # snapshots inside process_stream
 _SOME = 16  # answers: enough to see that the offsets in force explain none of them
+_FAILED_READS = 16  # a page that is being moved fails for a moment; a wrong address always does
 _NEARLY_ALL = 0.9
 _TOO_MANY = 1024  # if these do not decide it, nothing will
 
@@ -57,6 +58,7 @@ class Calibration:
         """How often each place would have explained that a client was being answered."""
         self._hits = 0
         self._checks = 0
+        self._failed_reads = 0
         self._owners: set[int] | None = None
         """Offsets in the stream at which the task stood each time."""
         self._serials = _SerialSearch()
@@ -125,7 +127,6 @@ class Calibration:
         if hits and is_answer:
             self._weigh(hits)
         if (self.offsets.current, self.offsets.process) in hits and not self._is_changed:
-            self._hits += 1
             is_new = is_answer or data.flow is Flow.RECEIVE
             self._look_at_stream(snapshot, is_new=is_new)
 
@@ -141,7 +142,6 @@ class Calibration:
         if self._layout.process_check:
             self._checks += ours in _places_of(self._layout.process_check, snapshot)
         if ours in _places_of(self._layout.process_stream, snapshot):
-            self._hits += 1
             self._look_at_stream(snapshot, is_new=False)
 
     def _is_readable(self, snapshot: SnapshotEvent) -> bool:
@@ -149,6 +149,8 @@ class Calibration:
         if self.reason or self._is_changed or self._hits > 2 * _TOO_MANY:
             return False
         layout = self._layout
+        if not snapshot.context_address and self._may_fail():
+            return False
         if not 0 <= snapshot.context_address - layout.contexts < layout.contexts_size:
             self.reason = "the thread's context is not where its thread-local storage says"
             return False
@@ -185,7 +187,16 @@ class Calibration:
         elif self._answers >= _ENOUGH:
             self.reason = "the running task is at several places"
 
+    def _may_fail(self) -> bool:
+        """Count a read that failed, so that there are zeros; say whether it tells nothing."""
+        self._failed_reads += 1
+        return self._failed_reads < max(_FAILED_READS, self._hits)
+
     def _look_at_stream(self, snapshot: SnapshotEvent, *, is_new: bool) -> None:
+        """Take one for which the offsets in force lead to ``process_stream``."""
+        if snapshot.stream_address and not any(snapshot.stream) and self._may_fail():
+            return
+        self._hits += 1
         if not snapshot.task or not snapshot.stream_address:
             return  # taken before the offsets came into force
         if not self._misfit:

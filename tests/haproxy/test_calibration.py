@@ -344,6 +344,51 @@ def test_a_context_outside_of_its_array_refuses_at_once() -> None:
     assert "not where its thread-local storage says" in calibration.reason
 
 
+def _unread_context(seen: tuple[SnapshotEvent, DataEvent]) -> tuple[SnapshotEvent, DataEvent]:
+    snapshot, event = seen
+    nothing = (0,) * len(snapshot.context)
+    return snapshot._replace(
+        context_address=0, context=nothing, targets=tuple(bytes(len(t)) for t in snapshot.targets),
+        task=0, stream_address=0, stream=bytes(len(snapshot.stream)),
+    ), event  # fmt: skip
+
+
+def _unread_stream(seen: tuple[SnapshotEvent, DataEvent]) -> tuple[SnapshotEvent, DataEvent]:
+    snapshot, event = seen
+    return snapshot._replace(stream=bytes(len(snapshot.stream))), event
+
+
+_FAILURES = [
+    pytest.param(_unread_context, "the thread's context is not where", id="context"),
+    pytest.param(_unread_stream, "the argument of process_stream does not point", id="stream"),
+]
+
+
+@pytest.mark.parametrize(("fail", "_reason"), _FAILURES)
+def test_a_read_that_fails_now_and_then_contradicts_nothing(fail, _reason) -> None:
+    """The kernel moves pages about; who reads meanwhile gets nothing."""
+    memory = Memory()
+    calibration = Calibration(memory.believed)
+    for number, pair in enumerate(hits(memory, 100)):
+        calibration.observe(*(fail(pair) if number % 10 == 0 else pair))
+        assert not calibration.contradiction
+
+    assert calibration.verdict is Verdict.VERIFIED
+
+
+@pytest.mark.parametrize(("fail", "reason"), _FAILURES)
+def test_reads_that_always_fail_are_a_reason_to_refuse(fail, reason) -> None:
+    """Then the address is wrong; nothing is plausible before."""
+    memory = Memory()
+    calibration = Calibration(memory.believed)
+    for pair in hits(memory, 64):
+        assert not calibration.is_plausible
+        calibration.observe(*fail(pair))
+
+    assert calibration.verdict is Verdict.REFUTED
+    assert calibration.reason.startswith(reason)
+
+
 def test_without_a_number_there_is_nothing_to_tell_streams_by() -> None:
     """Their addresses are used again."""
     memory = Memory(serials=False)
