@@ -40,6 +40,7 @@ _SNAPSHOTS = 256
 _CHECK_SNAPSHOTS = 96  # half as much again as a comparison needs
 _CHECK_EVERY_S = 60.0
 _ATTACH_S = 60.0
+_ENDED = 4096
 _CHECKS = ("snapshot", "thread", "eligible", "answered", "two_clients")
 
 
@@ -84,6 +85,8 @@ class HaproxyWatch:
         self._binaries: dict[tuple[int, int, int], HaproxyBinary | None] = {}
         self._images: dict[int, _Image] = {}
         self._by_process: dict[int, _Image] = {}
+        self._ended: set[int] = set()
+        """Ended before anybody could look at them, and that is not told yet."""
         self._found: dict[tuple[int, int], Offsets] = {}
         """What was verified of an executable: the first guess for its next process."""
         self._probes = Probes(receiver)
@@ -114,10 +117,12 @@ class HaproxyWatch:
         if event.step is ProcessStep.FORKED:
             # The kernel side has passed the layout on if it knew it by then; what is known
             # here of the parent may be newer than the fork (a master executes itself anew).
-            if event.parent_id in self._by_process:
+            # Of a daemon (-D), the parent has often ended by now.
+            if event.parent_id in self._by_process or event.parent_id in self._ended:
                 self.inspect(pid)
             return
         self._forget(pid)
+        self._ended.discard(pid)
         if event.step is ProcessStep.EXECUTED:
             self.inspect(pid)
 
@@ -137,8 +142,12 @@ class HaproxyWatch:
             if binary is None:
                 return
             bias = load_bias(process_id, binary)
-        except (OSError, BinaryError):
-            return  # it has ended meanwhile, or is not what it seemed
+        except OSError:
+            if len(self._ended) < _ENDED:
+                self._ended.add(process_id)
+            return
+        except BinaryError:
+            return  # it runs something else by now
         image = self._image(binary, bias, key[:2], process_id)
         if image is None:
             return

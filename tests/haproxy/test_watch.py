@@ -311,6 +311,38 @@ def test_a_fork_is_looked_at_if_its_parent_is_known(watched, start) -> None:
     assert child in each.receiver.assigned
 
 
+def test_the_child_of_a_process_that_ended_before_it_was_seen_is_looked_at(watched, start) -> None:
+    """As with ``-D``: who was started ends at once, and the agent may be behind."""
+    worker = start()
+    starter, daemon = _ended(), _ended()
+    each = watched()
+
+    each.event(starter, ProcessStep.EXECUTED)
+    each.event(daemon, ProcessStep.FORKED, starter)
+    each.event(starter, ProcessStep.EXITED)
+    each.event(worker, ProcessStep.FORKED, daemon)
+
+    assert each.watch.method_of(worker) == "fast"
+
+
+def test_what_has_ended_is_forgotten_once_its_end_is_told(watched, start) -> None:
+    """Its number may be another's by then."""
+    other, ended = start(), _ended()
+    each = watched()
+
+    each.event(ended, ProcessStep.EXECUTED)
+    each.event(ended, ProcessStep.EXITED)
+    each.event(other, ProcessStep.FORKED, ended)
+
+    assert not each.receiver.told
+
+
+def _ended() -> int:
+    """Return the number of a process that is no more."""
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
+
+
 def test_a_layout_lasts_as_long_as_one_of_its_processes(watched, start) -> None:
     """After a reload the old worker goes on for a while."""
     old, new = (start(in_place=True) for _ in range(2))
