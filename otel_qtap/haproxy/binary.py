@@ -29,8 +29,11 @@ _MAPPING = re.compile(
 )
 _ENDBR64 = b"\xf3\x0f\x1e\xfa"
 _CODE_BYTES = 16
+_CONTEXTS = (("th_ctx", "ha_thread_ctx"), ("sched", "task_per_thread"))
+"""The variable of each thread and the array that it points into: since 2.5, and before."""
 _SYMBOLS = (
-    "process_stream", "process_chk", "stream_free", "clock_leaving_poll", "th_ctx", "ha_thread_ctx",
+    "process_stream", "process_chk", "stream_free", "clock_leaving_poll",
+    *(name for pair in _CONTEXTS for name in pair),
 )  # fmt: skip
 _CALL = b"\xe8"  # x86-64: call rel32
 _CALL_BYTES = 5
@@ -53,9 +56,9 @@ class HaproxyBinary:
     obstacle: str = ""
     """Why a thread's context cannot be found, and only probes can help; empty: it can."""
     thread_context: int = 0
-    """Offset of the thread-local variable ``th_ctx`` from the thread pointer."""
+    """Offset of the thread-local ``th_ctx`` (before 2.5: ``sched``) from the thread pointer."""
     contexts: int = 0
-    """Address of ``ha_thread_ctx``, the array that ``th_ctx`` points into."""
+    """Address of ``ha_thread_ctx`` (``task_per_thread``), the array that it points into."""
     contexts_size: int = 0
     first_address: int
     """Address of the first page of the file, which the load bias is counted from."""
@@ -143,15 +146,8 @@ def _read(elf: ELFFile) -> HaproxyBinary:
     symbols = _symbols(elf, _SYMBOLS)
     if "process_stream" not in symbols:
         raise BinaryError("does not name process_stream")
-    context, obstacle = 0, ""
     tls = next((s for s in elf.iter_segments() if s["p_type"] == "PT_TLS"), None)
-    if missing := {"th_ctx", "ha_thread_ctx"} - symbols.keys():
-        obstacle = f"it does not name {', '.join(sorted(missing))}"  # before 2.5
-    elif tls is None or symbols["th_ctx"].type != "STT_TLS":
-        obstacle = "th_ctx is not a thread-local variable"  # built without USE_THREAD
-    else:
-        context = _thread_offset(symbols["th_ctx"].value, tls, machine)
-    contexts = symbols["ha_thread_ctx"] if not obstacle else _NO_SYMBOL
+    pointer, array, obstacle = _contexts(symbols, has_thread_locals=tls is not None)
     first = next(s for s in elf.iter_segments() if s["p_type"] == "PT_LOAD" and s["p_offset"] == 0)
     probe, is_cheap = _probe_place(elf, symbols["process_stream"].value, machine)
     others = {"stream_free": 0, "clock_leaving_poll": 0}
@@ -162,9 +158,9 @@ def _read(elf: ELFFile) -> HaproxyBinary:
         process_stream=symbols["process_stream"].value,
         process_check=symbols["process_chk"].value if "process_chk" in symbols else 0,
         obstacle=obstacle,
-        thread_context=context,
-        contexts=contexts.value,
-        contexts_size=contexts.size,
+        thread_context=_thread_offset(pointer.value, tls, machine) if tls and not obstacle else 0,
+        contexts=array.value,
+        contexts_size=array.size,
         first_address=first["p_vaddr"] // _PAGE * _PAGE,
         process_stream_probe=probe,
         stream_free_probe=others["stream_free"],
@@ -181,6 +177,20 @@ class _Symbol:
 
 
 _NO_SYMBOL = _Symbol(0, 0, "")
+
+
+def _contexts(
+    symbols: dict[str, _Symbol], *, has_thread_locals: bool
+) -> tuple[_Symbol, _Symbol, str]:
+    """Return the variable of each thread, the array that it points into, and why not."""
+    names = next((names for names in _CONTEXTS if symbols.keys() & set(names)), _CONTEXTS[0])
+    missing = [name for name in names if name not in symbols]
+    if missing:
+        return _NO_SYMBOL, _NO_SYMBOL, f"it does not name {', '.join(missing)}"
+    pointer, array = (symbols[name] for name in names)
+    if not has_thread_locals or pointer.type != "STT_TLS":  # built without USE_THREAD
+        return _NO_SYMBOL, _NO_SYMBOL, f"{names[0]} is not a thread-local variable"
+    return pointer, array, ""
 
 
 def _symbols(elf: ELFFile, names: tuple[str, ...]) -> dict[str, _Symbol]:

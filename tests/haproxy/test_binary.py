@@ -376,6 +376,22 @@ def test_a_program_that_exports_nothing_is_read_by_the_names_for_debuggers(build
         assert binary.stream_free_probe
 
 
+def test_before_2_5_the_same_has_other_names(build) -> None:
+    """``struct task_per_thread`` came before ``struct thread_ctx``; where what is, is found out."""
+    path = build("-Dth_ctx=sched", "-Dha_thread_ctx=task_per_thread", more=_BY_ITS_OLD_NAME)
+
+    with running(path) as process:
+        binary = read_binary(path)
+
+        assert not binary.obstacle
+        assert binary.thread_context == process.thread_context
+        assert binary.contexts + load_bias(process.process_id, binary) == process.contexts
+        assert binary.contexts_size == 8 * 256
+
+
+_BY_ITS_OLD_NAME = '#define dlsym(handle, name) dlsym(handle, "sched")'
+
+
 def test_a_name_that_two_functions_share_says_nothing(build, tmp_path) -> None:
     """Each file may have a function of its own by any name."""
     path = build("-Wl,--no-export-dynamic", more='__asm__(".local stream_free");')
@@ -391,7 +407,7 @@ def test_a_name_that_two_functions_share_says_nothing(build, tmp_path) -> None:
 
 _OBSTACLES = [
     # the program, why its threads' contexts cannot be found
-    pytest.param(lambda build: build(drop="th_ctx"), "it does not name th_ctx", id="2.4"),
+    pytest.param(lambda build: build(drop="th_ctx"), "it does not name th_ctx", id="variable"),
     pytest.param(lambda build: build(drop="ha_thread_ctx"), "it does not name ha_thread_ctx",
                  id="array"),
     pytest.param(lambda build: build("-D__thread="), "th_ctx is not a thread-local variable",
