@@ -190,6 +190,7 @@ class HaproxyNames:
         """Return what is to be known of a process, ``None`` to forget it."""
         try:
             started = self._files.start_ticks(pid)
+            age_s = time.time() - self._files.started_s(pid)
         except OSError:
             self._settling.discard(pid)
             before = before or ProcessView(0)  # so that it is not looked for at every question
@@ -198,7 +199,7 @@ class HaproxyNames:
             return None if is_over else replace(before, gone_s=gone_s)
         if before is None or before.started != started or before.gone_s:
             before = self._read_configuration(pid, started)
-        self._is_settling = time.time() - self._files.started_s(pid) < self._settling_s
+        self._is_settling = age_s < self._settling_s
         asked_ns = time.time_ns()
         runtime = self._ask(pid, before)
         if self._is_settling and runtime is None:

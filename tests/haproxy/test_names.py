@@ -515,3 +515,23 @@ def test_who_depends_on_the_names_is_told(proc, counters) -> None:
 
     assert looked.wait(5)
     names.close()
+
+
+def test_a_process_that_ends_while_it_is_looked_at_is_no_defect(names, proc, counters) -> None:
+    """As who starts a daemon does; the others are looked at all the same."""
+    configured(proc)
+    names.server_of(PID - 1, "127.0.1.1", 8001)
+    names._files.started_s = _until_it_ends(names._files.started_s)
+
+    FakeProcess(proc, PID - 1, "-f", "/none")
+    assert ask(names) is not None
+    assert "defect" not in failures(counters)
+
+
+def _until_it_ends(look):
+    def started_s(pid: int) -> float:
+        if pid != PID:
+            raise FileNotFoundError
+        return look(pid)
+
+    return started_s
