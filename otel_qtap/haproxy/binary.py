@@ -21,7 +21,14 @@ from elftools.elf.hash import GNUHashTable
 from elftools.elf.sections import SymbolTableSection
 from elftools.elf.segments import Segment
 
-__all__ = ["BinaryError", "HaproxyBinary", "is_called_directly", "load_bias", "read_binary"]
+__all__ = [
+    "BinaryError",
+    "ForeignError",
+    "HaproxyBinary",
+    "is_called_directly",
+    "load_bias",
+    "read_binary",
+]
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 _MAPPING = re.compile(
@@ -44,6 +51,10 @@ _THREAD_CONTROL_BLOCK = 16  # arm64: what stands before the first thread-local v
 
 class BinaryError(Exception):
     """A file that is not a HAProxy that names its functions; the text says what is missing."""
+
+
+class ForeignError(BinaryError):
+    """A program of another kind: exporters and controllers are called after HAProxy, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +156,9 @@ def _read(elf: ELFFile) -> HaproxyBinary:
         raise BinaryError(f"made for {machine}, not for x86-64 or arm64")
     symbols = _symbols(elf, _SYMBOLS)
     if "process_stream" not in symbols:
-        raise BinaryError("does not name process_stream")
+        if not _mentions(elf, b"process_stream\0"):
+            raise ForeignError("is another program")
+        raise BinaryError("was stripped of the names of its functions")
     tls = next((s for s in elf.iter_segments() if s["p_type"] == "PT_TLS"), None)
     pointer, array, obstacle = _contexts(symbols, has_thread_locals=tls is not None)
     first = next(s for s in elf.iter_segments() if s["p_type"] == "PT_LOAD" and s["p_offset"] == 0)
@@ -202,9 +215,13 @@ def _symbols(elf: ELFFile, names: tuple[str, ...]) -> dict[str, _Symbol]:
         found = _exported(elf, dynamic, names)
     if isinstance(table, SymbolTableSection):
         found |= _internal(table, set(names) - found.keys())
-    elif "process_stream" not in found:
-        raise BinaryError("was stripped of the names of its functions")
     return found
+
+
+def _mentions(elf: ELFFile, text: bytes) -> bool:
+    """Whether the file holds a text: HAProxy has the name itself, for its own debugging."""
+    elf.stream.seek(0)
+    return text in elf.stream.read()
 
 
 def _exported(

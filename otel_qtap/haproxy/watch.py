@@ -25,7 +25,13 @@ from typing import Protocol
 from otel_qtap.config.model import LinkMode
 from otel_qtap.counters import Counter, CounterSet
 from otel_qtap.events import ProcessEvent, ProcessStep
-from otel_qtap.haproxy.binary import BinaryError, HaproxyBinary, load_bias, read_binary
+from otel_qtap.haproxy.binary import (
+    BinaryError,
+    ForeignError,
+    HaproxyBinary,
+    load_bias,
+    read_binary,
+)
 from otel_qtap.haproxy.calibration import Verdict
 from otel_qtap.haproxy.doubts import Doubt, Doubts
 from otel_qtap.haproxy.layout import DEFAULT_OFFSETS, Layout, Offsets, StreamSource
@@ -82,11 +88,14 @@ class HaproxyWatch:
         self._receiver = receiver
         self._learn = learn
         self._mode = mode
-        self._binaries: dict[tuple[int, int, int], HaproxyBinary | None] = {}
+        self._binaries: dict[tuple[int, int, int], HaproxyBinary | BinaryError] = {}
         self._images: dict[int, _Image] = {}
         self._by_process: dict[int, _Image] = {}
+        self._unreadable: set[int] = set()
+        """Processes of a HAProxy whose file says too little."""
         self._ended: set[int] = set()
         """Ended before anybody could look at them, and that is not told yet."""
+        self._known = (self._by_process, self._unreadable, self._ended)
         self._found: dict[tuple[int, int], Offsets] = {}
         """What was verified of an executable: the first guess for its next process."""
         self._probes = Probes(receiver)
@@ -118,11 +127,12 @@ class HaproxyWatch:
             # The kernel side has passed the layout on if it knew it by then; what is known
             # here of the parent may be newer than the fork (a master executes itself anew).
             # Of a daemon (-D), the parent has often ended by now.
-            if event.parent_id in self._by_process or event.parent_id in self._ended:
+            if any(event.parent_id in known for known in self._known):
                 self.inspect(pid)
             return
         self._forget(pid)
         self._ended.discard(pid)
+        self._unreadable.discard(pid)
         if event.step is ProcessStep.EXECUTED:
             self.inspect(pid)
 
@@ -139,7 +149,9 @@ class HaproxyWatch:
             if key not in self._binaries:
                 self._binaries[key] = self._read(process_id, executable)
             binary = self._binaries[key]
-            if binary is None:
+            if isinstance(binary, BinaryError):
+                if not isinstance(binary, ForeignError):
+                    self._unreadable.add(process_id)
                 return
             bias = load_bias(process_id, binary)
         except OSError:
@@ -230,17 +242,21 @@ class HaproxyWatch:
         return next(name for name, each in _METHODS.items() if each is source)
 
     def _count(self, source: StreamSource) -> int:
-        return sum(image.layout.source is source for image in self._by_process.values())
+        found = sum(image.layout.source is source for image in self._by_process.values())
+        return found + (len(self._unreadable) if source is StreamSource.NOTHING else 0)
 
-    def _read(self, process_id: int, executable: Path) -> HaproxyBinary | None:
+    def _read(self, process_id: int, executable: Path) -> HaproxyBinary | BinaryError:
         try:
             return read_binary(executable)
+        except ForeignError as error:
+            log.debug("PID %d is called after HAProxy, but %s", process_id, error)
+            return error
         except BinaryError as error:
             log.warning(
                 "HAProxy (PID %d) %s: its backend requests are linked only where the traffic "
                 "itself leaves no doubt", process_id, error,
             )  # fmt: skip
-            return None
+            return error
 
     def _image(
         self, binary: HaproxyBinary, bias: int, executable: tuple[int, int], process_id: int

@@ -46,6 +46,7 @@ struct thread_ctx { char bytes[256]; } ha_thread_ctx[8];
 MORE
 __thread struct thread_ctx *th_ctx = ha_thread_ctx;
 void process_stream(void), stream_free(void);
+const char *volatile own_name = "process_stream"; /* as HAProxy has it */
 #define FUNCTION(name, code) __asm__(".text\\n.globl " #name "\\n.type " #name ",@function\\n" \\
     #name ": .byte " code "\\nret\\n.size " #name ",.-" #name "\\n")
 FUNCTION(process_stream, PROCESS_STREAM);
@@ -436,9 +437,7 @@ _OTHER_FILES = [
         "was stripped of the names of its functions$",
         id="hidden",
     ),
-    pytest.param(
-        lambda build: build(drop="process_stream"), "does not name process_stream$", id="function"
-    ),
+    pytest.param(lambda build: build(drop="process_stream"), "is another program$", id="function"),
     pytest.param(
         lambda build: _foreign(build(), 243), "made for EM_RISCV, not for x86-64 or arm64", id="cpu"
     ),

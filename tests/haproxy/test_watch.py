@@ -239,18 +239,40 @@ def test_each_start_has_a_layout_of_its_own(watched, start) -> None:
     assert one.process_stream - one.contexts == other.process_stream - other.contexts
 
 
-def test_a_program_that_is_only_called_so_is_told_once(watched, tmp_path, caplog) -> None:
-    """With what it lacks; its traffic is captured as that of any program."""
-    impostor = tmp_path / "haproxy"
-    shutil.copy("/bin/sleep", impostor)
-    each = watched()
+def _run_twice(each: Watched, program: Path) -> dict[str, float]:
+    """Start two processes of a program that sleeps; return how processes are linked."""
     with ExitStack() as stack:
-        processes = [stack.enter_context(subprocess.Popen([impostor, "60"])) for _ in range(2)]
+        processes = [stack.enter_context(subprocess.Popen([program, "60"])) for _ in range(2)]
         for process in processes:
             stack.callback(process.kill)
             each.watch.inspect(process.pid)
-
+        counted = each.processes()
+        for process in processes:
+            each.event(process.pid, ProcessStep.EXITED)
     assert not each.receiver.told
+    assert sum(each.processes().values()) == 0
+    return counted
+
+
+def test_a_program_that_is_only_called_after_haproxy_is_none(watched, tmp_path, caplog) -> None:
+    """As exporters and controllers are; its traffic is captured as that of any program."""
+    shutil.copy("/bin/sleep", tmp_path / "haproxy_exporter")
+
+    counted = _run_twice(watched(), tmp_path / "haproxy_exporter")
+
+    assert counted == {"fast": 0, "probe": 0, "passive": 0}
+    assert caplog.records == []
+
+
+def test_a_haproxy_that_was_stripped_of_its_names_is_told_once(watched, tmp_path, caplog) -> None:
+    """With what it lacks; it is linked by what its traffic shows."""
+    stripped = tmp_path / "haproxy"
+    stripped.write_bytes(Path("/bin/sleep").read_bytes() + b"process_stream\0")
+    stripped.chmod(0o755)
+
+    counted = _run_twice(watched(), stripped)
+
+    assert counted == {"fast": 0, "probe": 0, "passive": 2}
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "was stripped of the names of its functions: " in record.getMessage()
