@@ -187,8 +187,11 @@ class Linker:
         known.append(place)
         if len(known) > _KEPT_AT_ADDRESS:
             del known[0]
-        for exchange in self._in_flight.pop(key, ()):
-            exchange.asked_by = place
+        asking = self._in_flight.pop(key, None)
+        if asking is not None:
+            place.asking = asking
+            for exchange in asking:
+                exchange.asked_by = place
         if at in self._waiting:
             self._answer_waiting(at, place)
 
@@ -203,9 +206,9 @@ class Linker:
         if place is None:
             self._consume(transaction)
         elif place.is_settled:
-            self._finish_server(transaction, place)
+            self._finish_server(transaction, exchange, place)
         else:
-            place.waiting.append(partial(self._finish_server, transaction, place))
+            place.waiting.append(partial(self._finish_server, transaction, exchange, place))
 
     def _consume_sent(self, transaction: Transaction, exchange: Exchange) -> None:
         key = exchange.key
@@ -489,7 +492,7 @@ class Linker:
             exchange.place.settle(place)
         self._consume(transaction)
 
-    def _finish_server(self, transaction: Transaction, place: Place) -> None:
+    def _finish_server(self, transaction: Transaction, exchange: Exchange, place: Place) -> None:
         if place.parent is not None:
             transaction.link = place.parent.link(LinkMethod.CONNECTION)  # type: ignore[misc]
             self._linked_neighbours.value += 1
@@ -497,8 +500,40 @@ class Linker:
         if place.key is not None:
             transaction.stream = place.key  # type: ignore[misc]
         if place.key is not None or place.spent:
-            transaction.hop = _hop(transaction.timings, place)  # type: ignore[misc]
+            transaction.hop = self._hop(transaction.timings, exchange, place)  # type: ignore[misc]
         self._consume(transaction)
+
+    def _hop(self, timings: Timings, exchange: Exchange, place: Place) -> ProxyHop:
+        """Account for the time between first byte in and last byte out."""
+        attempts, spent = place.attempts, place.spent
+        if place.asking:
+            under_way = self._under_way(place, timings, exchange)
+            attempts += len(under_way)
+            spent = spent + under_way
+            place.asking = ()  # a place outlives its exchanges by far
+        waited, end = 0, timings.request_start_ns  # in mode tcp HAProxy connects before
+        for begin_ns, end_ns in sorted(spent):
+            waited += max(0, end_ns - max(begin_ns, end))
+            end = max(end, end_ns)
+        return ProxyHop(attempts=attempts, overhead_ns=max(0, timings.duration_ns - waited))
+
+    def _under_way(
+        self, place: Place, timings: Timings, exchange: Exchange
+    ) -> list[tuple[int, int]]:
+        """
+        Return when it was waiting for backends that had not done when its client had its answer.
+
+        One that has not begun to answer is not waited for since the proxy answered by itself.
+        """
+        offset_ns = timings.request_start_ns - exchange.request_start_ns
+        found = []
+        for sent in place.asking:
+            if not (sent.is_emitted or place.is_void or self._check(sent, place)):
+                ends_ns = timings.end_ns
+                if sent.response is None:
+                    ends_ns = place.answered_ns + offset_ns
+                found.append((_begin_of(sent) + offset_ns, ends_ns))
+        return found
 
     def _let_go(self, waiting: _Waiting, reason: str) -> None:
         self._unlinked[reason].value += 1
@@ -534,12 +569,3 @@ def _is_older(serial: int, other: int) -> bool:
 
 def _begin_of(exchange: Exchange) -> int:
     return exchange.connect_started_ns or exchange.request_start_ns
-
-
-def _hop(timings: Timings, place: Place) -> ProxyHop:
-    """Account for the time between first byte in and last byte out."""
-    waited, end = 0, timings.request_start_ns  # in mode tcp HAProxy connects before
-    for begin_ns, end_ns in sorted(place.spent):
-        waited += max(0, end_ns - max(begin_ns, end))
-        end = max(end, end_ns)
-    return ProxyHop(attempts=place.attempts, overhead_ns=max(0, timings.duration_ns - waited))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from otel_qtap.protocol.events import Headers, RequestHead, ResponseHead
 from otel_qtap.transaction.link import (
@@ -14,6 +15,9 @@ from otel_qtap.transaction.link import (
     StreamKey,
     trace_context,
 )
+
+if TYPE_CHECKING:
+    from otel_qtap.transaction.exchange import Exchange
 
 __all__ = ["Place"]
 
@@ -32,6 +36,7 @@ class Place:
         "accepted_ns",
         "ancestors",
         "answered_ns",
+        "asking",
         "attempts",
         "awaited",
         "begun",
@@ -71,7 +76,9 @@ class Place:
         self.answered_ns = 0
         self.attempts = 0
         self.spent: list[tuple[int, int]] = []
-        """When it was waiting for backends: begin and end of each attempt."""
+        """When it was waiting for backends: begin and end of each attempt that is over."""
+        self.asking: Sequence[Exchange] = ()
+        """What backends were being asked in its stream when the client's answer began."""
         self.ancestors: tuple[Ancestor, ...] = ()
         """All that caused it, the nearest first."""
         self.is_first_sent = False

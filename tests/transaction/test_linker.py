@@ -133,6 +133,66 @@ def test_time_that_the_proxy_was_not_waiting_is_its_own(proxy) -> None:
     assert asked.timings.duration_ns == asked.hop.overhead_ns + 3 * (103 * TICK_NS - TICK_NS // 2)
 
 
+def test_an_attempt_that_outlasts_the_answer_is_counted(proxy) -> None:
+    """A server that says nothing: the proxy answers 504, and closes the connection then."""
+    client = proxy.client()
+    client.ask(request(1))
+    proxy.timeline.now_ns += 10 * TICK_NS
+    server = proxy.server(ONE)
+    server.ask(request(1), IN_OTHER_TASK)
+    proxy.timeline.now_ns += 100 * TICK_NS
+    client.answer(response(504), ONE)
+    server.client_closes()
+    server.destroyed()
+
+    (asked,), (sent,) = by_side(proxy.play())
+
+    assert asked.hop is not None
+    assert asked.hop.attempts == 1
+    # Ten ticks before the attempt and half of one until it connects.
+    assert asked.hop.overhead_ns == 10 * TICK_NS + TICK_NS // 2
+    assert (sent.ending, sent.response, sent.resend_count) == (Ending.CLIENT_CLOSED, None, 0)
+    assert parent_of(sent, [asked, sent]) is asked
+
+
+def test_time_that_an_unfinished_answer_takes_is_not_the_proxys_own(proxy) -> None:
+    """A server that stops in the middle of its answer: the proxy gives up both sides."""
+    client = proxy.client()
+    client.ask(request(1))
+    server = proxy.server(ONE)
+    server.ask(request(1), IN_OTHER_TASK)
+    server.answer(OK[:-1])
+    client.answer(OK[:-1], ONE)
+    proxy.timeline.now_ns += 100 * TICK_NS
+    client.server_closes()
+    client.destroyed()
+    server.client_closes()
+    server.destroyed()
+
+    (asked,), (sent,) = by_side(proxy.play())
+
+    assert asked.ending is Ending.SERVER_CLOSED
+    assert asked.hop is not None
+    assert (asked.hop.attempts, asked.hop.overhead_ns) == (1, TICK_NS // 2)
+    assert parent_of(sent, [asked, sent]) is asked
+
+
+def test_an_attempt_under_way_that_contradicts_itself_is_not_counted(proxy) -> None:
+    """What is not linked was not for that request, as far as anybody knows."""
+    server = proxy.server(ONE)
+    server.ask(request(1), IN_OTHER_TASK)
+    client = proxy.client()
+    client.ask(request(2))
+    client.answer(OK, ONE)
+    server.answer(OK)
+
+    (asked,), (sent,) = by_side(proxy.play())
+
+    assert sent.link is None
+    assert asked.hop is not None
+    assert asked.hop.attempts == 0
+
+
 # Kept connections ------------------------------------------------------------------------
 
 
