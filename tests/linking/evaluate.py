@@ -64,6 +64,7 @@ class Result:
         if not self.dropped and not self.lost:
             counted += [
                 (self.score.misnumbered, "requests with misnumbered attempts"),
+                (self.score.miscounted, "requests with another number of attempts than linked"),
                 (self.score.missing, "exchanges not captured"),
             ]
         return found + [f"{amount} {what}" for amount, what in counted if amount]

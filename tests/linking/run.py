@@ -119,7 +119,7 @@ def main() -> int:
             with tempfile.TemporaryDirectory(prefix="linking-") as temporary:
                 directory = Path(temporary)
                 if arguments.keep:
-                    directory = arguments.keep / f"{scenario.name}-{version}"
+                    directory = arguments.keep.resolve() / f"{scenario.name}-{version}"
                     shutil.rmtree(directory, ignore_errors=True)
                 try:
                     captured = capture(

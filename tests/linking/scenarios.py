@@ -222,6 +222,19 @@ def _retries() -> list[Scenario]:
     ]  # fmt: skip
 
 
+def _timeouts() -> list[Scenario]:
+    """HAProxy has answered its client when it gives up the server."""
+    kind, slow = "timeouts", {"delay_ms": 5, "slow": 200, "slow_ms": 400}
+    impatient = ("timeout server 100ms",)
+    again = ("retry-on response-timeout", "retries 2", "option redispatch 1")
+    return [
+        *_both("server-timeout", kind, proxy(defaults_lines=impatient), client=IDENTIFIED,
+               backend=slow),
+        *_both("retry-timeout", kind, proxy(defaults_lines=impatient, backend_lines=again),
+               client=IDENTIFIED, backend=slow),
+    ]  # fmt: skip
+
+
 def _local_answers() -> list[Scenario]:
     kind = "answered by HAProxy"
     sometimes = "if { rand(100) lt 12 }"
@@ -335,6 +348,8 @@ def _messages() -> list[Scenario]:
         scenario("abort-abortonclose", "client aborts",
                  proxy(defaults_lines=("option abortonclose",)), least_recall=0.8,
                  client={**IDENTIFIED, "abort": 200, "abort_ms": 20}),
+        scenario("abort-continue", "client aborts", least_recall=0.8, client={
+            "body": 3000, "expect": 1, "abort": 200, "abort_ms": 20}),
         scenario("abort-sliced", "client aborts", least_recall=0.7, client={
             "body": 6000, "slice": 1000, "slice_ms": 4, "abort": 200, "abort_ms": 30}),
     ]  # fmt: skip
@@ -428,7 +443,7 @@ def _other_protocols() -> list[Scenario]:
 
 
 _GROUPS = (
-    _threads_and_connections, _reuse, _closing, _queues, _retries, _local_answers,
+    _threads_and_connections, _reuse, _closing, _queues, _retries, _timeouts, _local_answers,
     _health_checks, _headers, _messages, _several_proxies, _other_protocols,
 )  # fmt: skip
 SCENARIOS: Mapping[str, Scenario] = {found.name: found for group in _GROUPS for found in group()}

@@ -58,6 +58,8 @@ class Score:
     methods: Counter[str] = field(default_factory=Counter)
     misnumbered: int = 0
     """Requests whose linked attempts are not counted 0, 1, 2 … in their order."""
+    miscounted: int = 0
+    """Requests that say they took another number of attempts than are linked to them."""
     invented_checks: int = 0
     """Attempts for a client's request that are said to be health checks."""
     untold_checks: int = 0
@@ -143,12 +145,17 @@ class _Scorer:
         self._resends: dict[_Place, list[tuple[int, int]]] = defaultdict(list)
         """When the attempts for a request began, with the number that each was given."""
         self._seen_attempts: set[int] = set()
+        self._told_attempts: dict[str, int] = {}
+        """How many attempts a SERVER transaction says it took."""
+        self._linked_attempts: Counter[str] = Counter()
 
     def learn(self, transaction: Transaction) -> None:
         """Remember which request a SERVER transaction is about."""
         request = self._identifier.request(transaction)
         place = None if request is None else (transaction.local.port, request.number)
         self._servers_by_id[transaction.request_id] = place
+        if transaction.hop is not None:
+            self._told_attempts[transaction.request_id] = transaction.hop.attempts
         if place is None:
             self._score.unidentified += 1
         elif self._servers.setdefault(place, transaction.request_id) != transaction.request_id:
@@ -157,6 +164,8 @@ class _Scorer:
     def judge_egress(self, transaction: Transaction) -> None:
         """Compare the parent of a CLIENT transaction with the right one."""
         parent_id = self._parent_of(transaction)
+        if parent_id is not None:
+            self._linked_attempts[parent_id] += 1
         found = self._identifier.egress(transaction)
         if found is None:
             self._score.unidentified += 1
@@ -248,6 +257,10 @@ class _Scorer:
         result.misnumbered = sum(
             [number for _, number in sorted(attempts)] != list(range(len(attempts)))
             for attempts in self._resends.values()
+        )
+        result.miscounted = sum(
+            told != self._linked_attempts[request_id]
+            for request_id, told in self._told_attempts.items()
         )
         result.requests = len(truth.requests)
         for request in truth.requests:

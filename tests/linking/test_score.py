@@ -20,6 +20,7 @@ from linking.score import Score, score
 from linking.truth import AttemptKind, Truth, nonce_of
 
 from otel_qtap.connection.model import Peer
+from otel_qtap.transaction.link import ProxyHop
 from otel_qtap.transaction.model import Body, Transaction
 
 
@@ -140,6 +141,14 @@ def test_attempts_are_counted_in_their_order(scene, number, count) -> None:
     scene.relink(number, parent, resend_count=count)
     found = score(scene.captured, scene.truth(), TOPOLOGY)
     assert (found.misnumbered, found.total.correct) == (1, 7)
+
+
+def test_a_request_has_as_many_attempts_as_it_says(scene) -> None:
+    """It may be over before the last of them is, so it counts them by itself."""
+    scene.alter("ingress-1", hop=ProxyHop(attempts=1, overhead_ns=0))
+    scene.alter("ingress-3", hop=ProxyHop(attempts=0, overhead_ns=0))
+    found = score(scene.captured, scene.truth(), TOPOLOGY)
+    assert (found.miscounted, found.misnumbered) == (1, 0)
 
 
 def test_health_checks_are_to_be_told_as_such(scene) -> None:
