@@ -589,6 +589,8 @@ class Conversation:
         is_of_last = mark.state is _KNOWN and (mark.address, mark.serial) == (
             last.address, last.serial,
         )  # fmt: skip
+        if exchange.interim_statuses:
+            is_of_last = False  # what it sent last was for this one
         if exchange.response is None and not is_of_last:  # else it has not looked at it
             self._answer(exchange, mark, now)
 

@@ -595,6 +595,28 @@ def test_a_request_that_is_never_looked_at_is_not_taken_for_the_one_before(proxy
     assert proxy.capture.counters.total("otel_qtap.link.violations") == 0
 
 
+def test_a_client_that_was_told_to_go_on_is_given_up_in_the_same_stream(proxy) -> None:
+    """An interim answer belongs to the request that waits, so its stream is no other one's."""
+    client = proxy.client()
+    client.ask(request(1))
+    server = proxy.server(ONE)
+    server.ask(request(1), IN_OTHER_TASK)
+    server.answer(b"HTTP/1.1 100 Continue\r\n\r\n")
+    client.answer(b"HTTP/1.1 100 Continue\r\n\r\n", ONE)
+    server.server_closes()
+    client.step(CloseStep.LOCAL_CLOSED, 0, ONE)
+    server.destroyed()
+    client.destroyed()
+
+    transactions = proxy.play()
+
+    assert links(transactions) == [(1, 1)]
+    (asked,), (sent,) = by_side(transactions)
+    assert (asked.stream, asked.ending) == (sent.stream, Ending.SERVER_CLOSED)
+    assert asked.hop is not None
+    assert asked.hop.attempts == 1
+
+
 # After a loss --------------------------------------------------------------------------------
 
 
