@@ -130,6 +130,7 @@ class Conversation:
         "_in_order",
         "_index",
         "_is_client",
+        "_is_shared",
         "_is_tunnel",
         "_is_turn",
         "_just_answered",
@@ -145,6 +146,7 @@ class Conversation:
         "_request_flow",
         "_requests",
         "_responses",
+        "_served",
         "_thread_id",
         "completed",
         "connection",
@@ -195,14 +197,19 @@ class Conversation:
         self._just_answered = False
         """No byte was sent to the server, as far as seen, since it completed an answer."""
         self._in_interim = self._is_tunnel = False
-        self._is_turn = False
+        # Whether one stream of HAProxy used it after the other, or a health check opened it.
+        # Then no bytes are passed on there as they come, for which there is one stream as long
+        # as the connection lasts; what is sent outside of any stream is a health check.
+        self._is_shared = self._is_turn = False
         """Whether the request being read began a turn of the talk."""
         self._index = self._thread_id = self._answering_thread_id = 0
         self._first_request_ns = self._first_response_ns = 0
         self._last_data_ns = self._last_answer_ns = 0
         self._first_request_offset = -1
-        self._first_mark = self._last_mark = NO_MARK
-        """Of the first byte that was sent of the message being read, and of the last bytes."""
+        self._first_mark = NO_MARK
+        """Of the first byte that was sent of the message being read."""
+        self._last_mark = self._served = NO_MARK
+        """Of the last byte that was sent; of the stream that used the connection last."""
         self._process_id = connection.process_id
         self._closer = ""  # "local" or "remote": who closed first
         self._failure: Ending | None = None
@@ -413,12 +420,19 @@ class Conversation:
         exchange.position = 0 if is_first else self._first_request_offset
         if self._is_client:
             exchange.mark = self._first_mark
-            if is_first:  # the connection was opened for it
+            if is_first:  # the connection was opened for it, or for a health check
                 exchange.mark = self.connection.connecting
-                exchange.is_first_after_connect = True
                 exchange.connect_started_ns = self.connection.connect_started_ns
-            if exchange.mark.state is _KNOWN:
+                self._is_shared = exchange.mark.state in _OUTSIDE_STREAMS
+                exchange.tells_check = True
+            elif self._is_shared:
+                exchange.tells_check = True
+            mark = exchange.mark
+            if mark.state is _KNOWN:
                 self._owner.begin(exchange)
+                if not self._is_shared:
+                    served, self._served = self._served, mark
+                    self._is_shared = served is not NO_MARK and served[1:3] != mark[1:3]
             if self.meeting is not None:
                 self._owner.send(self, exchange)
             if self.origin is not None or (
@@ -572,7 +586,7 @@ class Conversation:
         )  # fmt: skip
         self._index = 1
         exchange.mark = connection.connecting
-        exchange.is_first_after_connect = True
+        exchange.tells_check = True
         exchange.connect_started_ns = connection.connect_started_ns
         self._emit(exchange, Ending.CONNECT_FAILED, event.timestamp_ns)
 

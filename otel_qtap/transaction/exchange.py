@@ -131,7 +131,6 @@ class Exchange:
         "index",
         "interim_statuses",
         "is_emitted",
-        "is_first_after_connect",
         "is_request_over",
         "judged",
         "key",
@@ -153,6 +152,7 @@ class Exchange:
         "response_head_ns",
         "response_start_ns",
         "response_trailers",
+        "tells_check",
         "thread_id",
     )
 
@@ -184,8 +184,8 @@ class Exchange:
         self.mark = NO_MARK
         """What HAProxy was working on: of a client's request, when it began to answer it; of
         one to a backend, when it opened the connection for it, or else sent it."""
-        self.is_first_after_connect = False
-        """Whether the mark is that of the connection."""
+        self.tells_check = False
+        """Whether a mark outside of any stream means that it is a health check."""
         self.connect_started_ns = 0
         """Set if the connection was opened for this request."""
         self.eligible_ns = head_ns

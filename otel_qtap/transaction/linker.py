@@ -544,8 +544,7 @@ class Linker:
         if state is StreamState.UNREADABLE:
             self._unlinked["unreadable"].value += 1
         elif state is not StreamState.NOT_ASKED:
-            if exchange.is_first_after_connect:
-                # A connection is opened for a stream, or for a health check.
+            if exchange.tells_check:
                 transaction.is_health_check = True  # type: ignore[misc]
                 self._health_checks.value += 1
             else:

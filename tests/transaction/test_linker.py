@@ -420,17 +420,56 @@ def test_a_health_check_that_got_no_connection_is_no_transaction(proxy) -> None:
     assert (check.ending, check.remote.address) == (Ending.CONNECT_FAILED, "10.0.0.9")
 
 
-def test_a_later_request_outside_of_any_stream_is_only_unknown(proxy) -> None:
-    """Such as the second of a connection that a check has opened and keeps."""
-    check = proxy.server(IN_OTHER_TASK)
-    for _ in range(2):
-        check.ask(GET, IN_OTHER_TASK)
-        check.answer(OK)
+def test_a_check_may_use_a_connection_that_streams_have_used(proxy) -> None:
+    """HAProxy 3.2 with ``check-reuse-pool``; a connection of several streams is no relay."""
+    client = proxy.client()
+    client.ask(request(1))
+    server = proxy.forward(request(1), ONE)
+    client.answer(OK, ONE)
+    client.ask(request(2))
+    proxy.forward(request(2), TWO, server)
+    client.answer(OK, TWO)
+    for number in (8, 9):
+        proxy.forward(request(number), IN_OTHER_TASK, server)
 
-    first, second = proxy.play()
+    _, sent = by_side(proxy.play())
 
-    assert (first.is_health_check, second.is_health_check) == (True, False)
-    assert second.link is None
+    assert [(number_of(t), t.is_health_check) for t in sent] == [
+        (1, False), (2, False), (8, True), (9, True),
+    ]  # fmt: skip
+    assert [t.link is None for t in sent] == [False, False, True, True]
+
+
+def test_a_connection_that_a_check_opened_may_be_used_by_streams_and_checks(proxy) -> None:
+    """It was opened for none, so nothing is passed through it byte by byte."""
+    server = proxy.server(IN_OTHER_TASK)
+    proxy.forward(request(8), IN_OTHER_TASK, server)
+    client = proxy.client()
+    client.ask(request(1))
+    proxy.forward(request(1), ONE, server)
+    client.answer(OK, ONE)
+    proxy.forward(request(9), IN_OTHER_TASK, server)
+
+    transactions = proxy.play()
+
+    _, sent = by_side(transactions)
+    assert [(number_of(t), t.is_health_check) for t in sent] == [(8, True), (1, False), (9, True)]
+    assert sorted(links(transactions)) == [(1, 1), (8, None), (9, None)]
+
+
+def test_what_is_sent_outside_of_the_only_stream_of_a_connection_is_no_check(proxy) -> None:
+    """It may be passed on byte by byte; there a stream lasts as long as the connection."""
+    server = proxy.server(ONE)
+    proxy.client()
+    server.ask(request(1), IN_OTHER_TASK)
+    server.answer(OK)
+    server.ask(request(2), ONE)
+    server.answer(OK)
+    proxy.forward(request(3), IN_OTHER_TASK, server)
+    proxy.play()
+    proxy.capture.assembler.linker.close()
+
+    assert [t.is_health_check for t in proxy.capture.transactions] == [False] * 3
     assert proxy.counted("unlinked", reason="no_stream") == 1
 
 
