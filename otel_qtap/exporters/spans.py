@@ -163,7 +163,7 @@ def error_type(transaction: Transaction) -> str | None:
         lowest = 500 if transaction.direction.is_ingress else 400
         if response.status >= lowest:
             return str(response.status)
-    return transaction.ending.error_type
+    return "timeout" if transaction.was_given_up else transaction.ending.error_type
 
 
 def end_ns(transaction: Transaction) -> int:

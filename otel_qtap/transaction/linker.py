@@ -31,7 +31,7 @@ from otel_qtap.transaction.relays import Passage
 __all__ = ["Linker"]
 
 _KNOWN = StreamState.KNOWN
-_CONNECT_FAILED = Ending.CONNECT_FAILED
+_CLIENT_CLOSED, _CONNECT_FAILED = Ending.CLIENT_CLOSED, Ending.CONNECT_FAILED
 _PLACES = 65536
 _WAITING = 16384
 _GIVEN_UP = 1024
@@ -364,7 +364,9 @@ class Linker:
             place.key = key
 
     def _wait(self, key: StreamKey, transaction: Transaction, exchange: Exchange) -> None:
-        waiting = _Waiting(key, transaction, exchange, exchange.request_head_ns)
+        timings = transaction.timings
+        since_ns = timings.end_ns - _offset_ns(timings, exchange)
+        waiting = _Waiting(key, transaction, exchange, since_ns)
         if self._waiting_count >= _WAITING:
             self._let_go(waiting, "overflow")
             return
@@ -478,6 +480,9 @@ class Linker:
         transaction.link = place.link(  # type: ignore[misc]
             method, is_first_sent=is_first_sent
         )
+        if transaction.ending is _CLIENT_CLOSED and transaction.response is None:
+            end_ns = transaction.timings.end_ns - _offset_ns(transaction.timings, exchange)
+            transaction.was_given_up = place.has_given_up(end_ns)  # type: ignore[misc]
         if transaction.ending is _CONNECT_FAILED:
             asked = place.request  # what it would have been asked
             transaction.request = Request(  # type: ignore[misc]
@@ -525,7 +530,7 @@ class Linker:
 
         One that has not begun to answer is not waited for since the proxy answered by itself.
         """
-        offset_ns = timings.request_start_ns - exchange.request_start_ns
+        offset_ns = _offset_ns(timings, exchange)
         found = []
         for sent in place.asking:
             if not (sent.is_emitted or place.is_void or self._check(sent, place)):
@@ -564,6 +569,11 @@ class Linker:
 def _is_older(serial: int, other: int) -> bool:
     """Whether a number was given before another; they wrap at 2^32."""
     return 0 < (other - serial) & 0xFFFFFFFF < 0x80000000
+
+
+def _offset_ns(timings: Timings, exchange: Exchange) -> int:
+    """Return how much later times since the epoch are than those of the kernel."""
+    return timings.request_start_ns - exchange.request_start_ns
 
 
 def _begin_of(exchange: Exchange) -> int:

@@ -219,6 +219,8 @@ class Transaction:
     """HAProxy sent it on nobody's behalf."""
     resend_count: int = 0
     """Attempts that were made before this one to answer the same client's request."""
+    was_given_up: bool = False
+    """The proxy did not wait for its answer any longer, though the client did."""
     link: Link | None = None
     """What caused it."""
     candidates: tuple[Candidate, ...] = ()

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Place"]
 
+_TIMED_OUT = 504
+
 
 class Place:
     """
@@ -165,6 +167,16 @@ class Place:
             ancestors=lineage,
             is_first_sent=is_first_sent,
         )
+
+    def has_given_up(self, end_ns: int) -> bool:
+        """
+        Whether an attempt without an answer, closed by the proxy at that time, took too long.
+
+        The proxy says so (504), or it went on without it and answered the client later. Not if
+        it answered by itself and let go of the attempt then: what the client sent may be why.
+        """
+        given = self.response
+        return given is not None and (given.status == _TIMED_OUT or end_ns < self.answered_ns)
 
     def compared_with(self, sent: RequestHead, answer: ResponseHead | None) -> HopHeaders:
         """

@@ -333,6 +333,13 @@ def test_a_connection_that_failed_is_a_failed_attempt(
     assert "otel_qtap.connect.duration" not in span.attributes
 
 
+def test_an_attempt_that_the_proxy_waited_for_in_vain_is_an_error(span_of) -> None:
+    """By itself a client that closes is none."""
+    span = span_of(direction=EGRESS, response=None, ending=Ending.CLIENT_CLOSED, was_given_up=True)
+    assert (span.status.status_code, span.attributes["error.type"]) == (StatusCode.ERROR, "timeout")
+    assert span.attributes["otel_qtap.ending"] == "client_closed"
+
+
 def test_times_of_the_steps(span_of, make_timings, factories) -> None:
     """In seconds; what did not happen takes no time and has no attribute."""
     start = factories.START_NS

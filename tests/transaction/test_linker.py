@@ -155,6 +155,73 @@ def test_an_attempt_that_outlasts_the_answer_is_counted(proxy) -> None:
     assert parent_of(sent, [asked, sent]) is asked
 
 
+def give_up(server: Script) -> None:
+    """HAProxy closes a connection to a server that has not answered."""
+    server.client_closes()
+    server.destroyed()
+
+
+@pytest.mark.parametrize(
+    ("status", "closes_first", "is_given_up"),
+    [(504, False, True), (200, True, True), (408, False, False)],
+    ids=["gateway-timeout", "answered-by-another", "slow-client"],
+)
+def test_a_server_that_is_waited_for_in_vain_was_given_up(
+    proxy, status, closes_first, is_given_up
+) -> None:
+    """HAProxy says so, or goes on to the next server; what the client did wrong is no reason."""
+    client = proxy.client()
+    client.ask(request(1))
+    server = proxy.server(ONE)
+    server.ask(request(1), IN_OTHER_TASK)
+    if closes_first:
+        give_up(server)
+        proxy.forward(request(1), ONE)
+    client.answer(response(status), ONE)
+    if not closes_first:
+        give_up(server)
+
+    _, (first, *_) = by_side(proxy.play())
+
+    assert (first.ending, first.was_given_up) == (Ending.CLIENT_CLOSED, is_given_up)
+
+
+def test_a_server_that_is_left_with_its_client_was_not_given_up(proxy) -> None:
+    client = proxy.client()
+    client.ask(request(1))
+    server = proxy.server(ONE)
+    server.ask(request(1), IN_OTHER_TASK)
+    client.client_closes()
+    give_up(server)
+    client.step(CloseStep.LOCAL_CLOSED_TOO, mark=ONE)
+    client.destroyed()
+
+    _, (sent,) = by_side(proxy.play())
+
+    assert sent.link is not None
+    assert not sent.was_given_up
+
+
+def test_an_attempt_waits_from_when_it_is_over(proxy) -> None:
+    """One that took long itself is not let go before the next has had its time."""
+    minute_ns = 60_000_000_000
+    client = proxy.client()
+    client.ask(request(1))
+    server = proxy.server(ONE)
+    server.ask(request(1), IN_OTHER_TASK)
+    proxy.timeline.now_ns += minute_ns
+    give_up(server)
+    proxy.play()
+    proxy.capture.assembler.linker.tick(proxy.timeline.now_ns + minute_ns // 2)
+    proxy.timeline.now_ns += minute_ns // 2
+    proxy.forward(request(1), ONE)
+    client.answer(OK, ONE)
+
+    (asked,), sent = by_side(proxy.play())
+
+    assert [(parent_of(t, [asked]), t.resend_count) for t in sent] == [(asked, 0), (asked, 1)]
+
+
 def test_time_that_an_unfinished_answer_takes_is_not_the_proxys_own(proxy) -> None:
     """A server that stops in the middle of its answer: the proxy gives up both sides."""
     client = proxy.client()
