@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from otel_qtap.protocol.events import BodyData, Headers, RequestHead
 
-__all__ = ["BodyKey", "BodyStart", "carries", "identities", "line_of"]
+__all__ = ["BodyKey", "BodyStart", "carries", "form_of", "identities", "line_of", "path_of"]
 
 BodyKey: TypeAlias = tuple[int, int]
 """Size and hash: the same for equal bodies."""
@@ -62,6 +62,16 @@ def identities(headers: Headers) -> tuple[int, ...]:
 def line_of(head: RequestHead) -> int:
     """Return method and target, which a request may have to itself."""
     return hash((head.method, head.target))
+
+
+def path_of(head: RequestHead) -> int:
+    """Return method and path, whatever the query."""
+    return hash((head.method, head.target.partition("?")[0]))
+
+
+def form_of(head: RequestHead) -> int:
+    """Return what all requests have in common that one piece of a program makes."""
+    return hash((path_of(head), tuple([name for name, _ in head.headers])))
 
 
 def carries(sent: RequestHead, asked: RequestHead) -> bool:

@@ -14,9 +14,10 @@ from otel_qtap.connection.model import Peer
 from otel_qtap.connection.tracker import Connection
 from otel_qtap.events import Role
 from otel_qtap.protocol.events import RequestHead, ResponseHead
-from otel_qtap.transaction.evidence import BodyKey, BodyStart, line_of
+from otel_qtap.transaction.evidence import BodyKey, BodyStart, form_of, line_of, path_of
 from otel_qtap.transaction.exchange import Exchange
 from otel_qtap.transaction.model import Transaction
+from otel_qtap.transaction.own import OwnRequests
 from otel_qtap.transaction.place import Place
 
 __all__ = ["Group", "History", "Party"]
@@ -37,13 +38,16 @@ class Party:
         "end_ns",
         "ends",
         "exchange",
+        "form",
         "group",
         "head",
         "identities",
+        "is_gone",
         "is_server",
         "key",
         "line",
         "partner",
+        "path",
         "peer",
         "place",
         "received_ns",
@@ -70,6 +74,8 @@ class Party:
         """The client: who sent the request, or whom a PROXY line names."""
         self.head = exchange.request
         self.line = line_of(exchange.request)
+        self.path = path_of(exchange.request)
+        self.form = 0 if self.is_server else form_of(exchange.request)
         self.identities: tuple[int, ...] = ()
         self.start_ns = exchange.request_start_ns
         self.eligible_ns = exchange.request_head_ns
@@ -80,6 +86,8 @@ class Party:
         """When the last byte of it did."""
         self.end_ns = 0
         """When it was over; 0 while it is in flight."""
+        self.is_gone = False
+        """Whether a client went away without an answer: the process may go on with it."""
         self.status = 0
         self.body: BodyStart | None = None
         self.key: BodyKey | None = None
@@ -125,6 +133,11 @@ class Party:
     def is_nobodys(self, asked: Party) -> bool:
         """Whether it is not known to have been sent for another than ``asked``."""
         return self.partner is None or self.partner is asked
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether it is in flight, or the process may not know that it is not."""
+        return not self.end_ns or (self.is_gone and self.head is not _FORGOTTEN)
 
     def forget(self) -> None:
         """Let go of what takes memory; the object may stand in a memory for longer."""
@@ -212,6 +225,8 @@ class Group:
 
     def _forget(self) -> None:
         party = self._over.popleft()
+        if party.is_gone:
+            self.history.stop_waiting(party)
         known = self._served if party.is_server else self._fetched
         known[party.key].remove(party)
         if not known[party.key]:
@@ -296,6 +311,8 @@ class _Memory:
     """Which values were met once, of those that came last."""
 
     CAPACITY = 4096
+    MOST = 4 * CAPACITY
+    """With those whose requests are still in flight, which others may repeat meanwhile."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[Hashable, Party | None] = OrderedDict()
@@ -309,7 +326,9 @@ class _Memory:
             return
         known[value] = party
         if len(known) > self.CAPACITY:
-            known.popitem(last=False)
+            oldest, of = known.popitem(last=False)
+            if of is not None and of.may_go_on and len(known) < self.MOST:
+                known[oldest] = of
 
     def only(self, value: Hashable) -> Party | None:
         """Return the only one who had the value, ``None`` if there were others or none."""
@@ -319,7 +338,9 @@ class _Memory:
 class History:
     """What is remembered of the exchanges of one process."""
 
-    def __init__(self, *, has_threads: bool) -> None:
+    def __init__(self, own: OwnRequests, *, has_threads: bool) -> None:
+        self.own = own
+        """What the process asks without having been asked."""
         self.has_threads = has_threads
         """Whether a thread keeps its requests to itself."""
         self.blind_ns = 0
@@ -333,6 +354,23 @@ class History:
         """Bodies that clients were answered."""
         self.fetched = _Memory()
         """Bodies that backends answered."""
+        self._waiting: dict[int, int] = {}
+        """How many clients wait for each path, or did until they went away."""
+
+    def start_waiting(self, asked: Party) -> None:
+        """A client asks for something."""
+        self._waiting[asked.path] = self._waiting.get(asked.path, 0) + 1
+
+    def stop_waiting(self, asked: Party) -> None:
+        """A client has got it, or went away so long ago that nobody works on it any more."""
+        left = self._waiting.pop(asked.path) - 1
+        if left:
+            self._waiting[asked.path] = left
+
+    def note_sent(self, path: int, form: int, now_ns: int) -> None:
+        """Take note of what the process asks though no client waits for it."""
+        if path not in self._waiting:
+            self.own.note(form, now_ns, is_alone=not self._waiting)
 
     def group(self, thread_id: int) -> Group:
         """Return the group of what a thread does."""

@@ -12,21 +12,24 @@ that was under way in the process. Where two can be meant, neither is chosen.
 
 Small answers are alike everywhere. One that was met before, or has less than 32 bytes, counts
 only if the request had been passed on unchanged as well, and if it is no error, which proxies
-make up by themselves.
+make up by themselves. And no answer counts to a request that the process makes of its own
+accord too: a client may be answered out of what it keeps.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict, deque
 from typing import Protocol
 
 from otel_qtap.connection.model import Peer
 from otel_qtap.connection.tracker import Connection
 from otel_qtap.counters import CounterSet
 from otel_qtap.events import Role
-from otel_qtap.transaction.evidence import BodyStart, identities, line_of
+from otel_qtap.transaction.evidence import BodyStart, form_of, identities, line_of, path_of
 from otel_qtap.transaction.exchange import Exchange
 from otel_qtap.transaction.link import LinkMethod
 from otel_qtap.transaction.model import Ending, Transaction
+from otel_qtap.transaction.own import OwnRequests
 from otel_qtap.transaction.parties import History, Party
 from otel_qtap.transaction.place import Place
 from otel_qtap.transaction.proof import (
@@ -44,6 +47,7 @@ __all__ = ["PassiveLinker", "PassiveOwner", "PassiveSource"]
 _ANSWERED = (Ending.COMPLETE, Ending.UPGRADED)
 _CANDIDATES = 8
 _PROCESSES = 4096
+_EARLIER = 128
 _IN_FLIGHT = 16384
 _HELD = 4096
 _HELD_BYTES = 32 * 1024 * 1024
@@ -88,6 +92,10 @@ class PassiveLinker:
         self._owner = owner
         self._source = source
         self._histories: dict[int, History] = {}
+        self._own: OrderedDict[int, OwnRequests] = OrderedDict()
+        """Kept for longer than the histories; by process, who asked last at the end."""
+        self._earlier: OrderedDict[int, deque[tuple[int, int, tuple[int, ...]]]] = OrderedDict()
+        """Begin, line and identities of clients' requests while there was no history."""
         self._in_flight = 0
         self._blind_ns = 0
         self._held: dict[Party, int] = {}
@@ -128,13 +136,19 @@ class PassiveLinker:
         """
         history = self._histories.get(exchange.process_id)
         if connection.role is Role.SERVER:
-            if history is not None:  # else it has not asked anybody: there is nothing to find
+            if history is not None:
                 self._begin(history, exchange, connection, peer)
+            else:  # it has not asked anybody: there is nothing to find
+                self._note_early(exchange)
             return
         if history is None:
             history = self._begin_history(exchange.process_id)
             if history is None:
+                self._note_own(exchange)
                 return
+        if exchange.request_start_ns > max(self._blind_ns, history.blind_ns):
+            head = exchange.request
+            history.note_sent(path_of(head), form_of(head), exchange.request_start_ns)
         if history.group(exchange.thread_id).has_clients_waiting:
             self._begin(history, exchange, connection, peer)
         else:
@@ -158,6 +172,8 @@ class PassiveLinker:
         if party is not None:
             self._in_flight -= 1
             party.group.leave(party)
+            if party.is_server:
+                party.group.history.stop_waiting(party)
             party.end_ns = party.start_ns
             party.exchange = None
             self._wake(party)
@@ -166,9 +182,14 @@ class PassiveLinker:
         """Until now that process, or any, may have had exchanges that nobody saw."""
         if process_id is None:
             self._blind_ns = max(self._blind_ns, timestamp_ns)
-        elif process_id in self._histories:
+            for own in self._own.values():
+                own.lose(timestamp_ns)
+            return
+        if process_id in self._histories:
             history = self._histories[process_id]
             history.blind_ns = max(history.blind_ns, timestamp_ns)
+        if process_id in self._own:
+            self._own[process_id].lose(timestamp_ns)
 
     # What the linker tells --------------------------------------------------------------
 
@@ -178,6 +199,9 @@ class PassiveLinker:
         if party is None:
             return
         self._end(party, transaction, exchange)
+        party.is_gone = transaction.ending not in _ANSWERED
+        if not party.is_gone:
+            party.group.history.stop_waiting(party)
         party.request_id = transaction.request_id
         party.response = exchange.response
         if exchange.place is not None:
@@ -241,13 +265,43 @@ class PassiveLinker:
         in_flight = self._source.in_flight(process_id)
         if in_flight is None or len(self._histories) >= _PROCESSES:
             return None
-        history = History(has_threads=self._source.shares_threads(process_id))
+        has_threads = self._source.shares_threads(process_id)
+        history = History(self._own_of(process_id), has_threads=has_threads)
         self._histories[process_id] = history
+        at_hand = {(e.request_start_ns, line_of(e.request)) for e, _, _ in in_flight}
+        for start_ns, line, values in self._earlier.pop(process_id, ()):
+            if (start_ns, line) not in at_hand:
+                for value in (line, *values):
+                    history.asked.meet(value, None)
         for exchange, connection, peer in in_flight:
             self._begin(history, exchange, connection, peer)
             if exchange.party is not None and exchange.response_start_ns:  # its body is not known
                 exchange.party.group.answer(exchange.party, exchange.response_start_ns)
         return history
+
+    def _note_early(self, exchange: Exchange) -> None:
+        """Take note of what must not seem to be new when a history begins."""
+        process_id, head = exchange.process_id, exchange.request
+        earlier = self._earlier.get(process_id)
+        if earlier is None:
+            earlier = self._earlier[process_id] = deque(maxlen=_EARLIER)
+            if len(self._earlier) > _PROCESSES:
+                self._earlier.popitem(last=False)
+        earlier.append((exchange.request_start_ns, line_of(head), identities(head.headers)))
+
+    def _own_of(self, process_id: int) -> OwnRequests:
+        own = self._own.pop(process_id, None) or OwnRequests()
+        self._own[process_id] = own
+        if len(self._own) > _PROCESSES:
+            self._own.popitem(last=False)
+        return own
+
+    def _note_own(self, exchange: Exchange) -> None:
+        """Take note of what a process asks that serves nobody at present."""
+        now_ns = exchange.request_start_ns
+        if now_ns > self._blind_ns:
+            own = self._own_of(exchange.process_id)
+            own.note(form_of(exchange.request), now_ns, is_alone=True)
 
     def _begin(
         self, history: History, exchange: Exchange, connection: Connection, peer: Peer | None
@@ -260,6 +314,7 @@ class PassiveLinker:
         party = exchange.party = Party(exchange, group, connection, peer)
         party.identities = identities(party.head.headers)
         if party.is_server:
+            history.start_waiting(party)
             for value in party.identities:
                 history.asked.meet(value, party)
             history.asked.meet(party.line, party)

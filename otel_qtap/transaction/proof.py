@@ -95,10 +95,14 @@ def _is_evidence(sent: Party, asked: Party) -> bool:
     """
     Whether equal answers say anything.
 
-    Errors do not: proxies make up the same ones by themselves, and throw away what backends
+    What the process asks of its own accord does not: a client may be answered out of what it
+    keeps. Errors do not: proxies make up the same ones by themselves, and throw away what backends
     answer to try again. And what was sent before it was the turn of a pipelined request can
     only be that request where all bytes are passed on as they come (HAProxy's mode tcp).
     """
     if max(sent.status, asked.status) >= FIRST_ERROR:
+        return False
+    is_path_asked = sent.path == asked.path
+    if sent.group.history.own.has(sent.form, sent.start_ns, is_path_asked=is_path_asked):
         return False
     return asked.eligible_ns <= sent.start_ns or asked.head == sent.head

@@ -350,6 +350,136 @@ def test_threads_of_other_programs_mean_nothing() -> None:
     assert apart.links() == expected
 
 
+# What a process asks of its own accord -----------------------------------------------------
+
+
+def _tick(relay: Relay, seconds: int) -> None:
+    """Let time pass, as the agent does."""
+    relay.play()
+    for _ in range(seconds):
+        relay.timeline.now_ns += SECOND_NS
+        relay.capture.assembler.linker.tick(relay.timeline.now_ns)
+
+
+@pytest.mark.parametrize("pause_s", [0, 2, 40])
+@pytest.mark.parametrize("is_new", [False, True], ids=["same-answer", "new-answers"])
+@pytest.mark.parametrize("target", ["/status?since=9", "/health"])
+@pytest.mark.parametrize("has_clients", [False, True], ids=["no-client-between", "kept-alive"])
+def test_a_poller_is_not_taken_for_a_proxy(pause_s, is_new, target, has_clients) -> None:
+    """Clients are answered out of what it got, and one waits while it polls."""
+    relay = Relay(NGINX)
+    server = relay.server()
+    if has_clients:
+        relay.client()
+    for number in range(3):
+        server.ask(ask(f"/status?since={number}", CURL))
+        server.answer(reply(LONG % (number * is_new)))
+        _tick(relay, pause_s)
+    client = relay.client()
+    client.ask(ask(target, CURL))
+    server.ask(ask("/status?since=9", CURL))
+    server.answer(reply(LONG % (9 * is_new)))
+    client.answer(reply(LONG % (9 * is_new)))
+    _tick(relay, 12)
+
+    assert relay.links() == {}
+    assert relay.counted("undecided", reason="commonplace") == 1
+
+
+def test_a_poller_is_told_apart_while_others_wait() -> None:
+    """It was seen to ask though nobody who waited had asked for that path."""
+    relay = Relay(NGINX)
+    other, client, server = relay.client(), relay.client(), relay.server()
+    other.ask(ask("/events", CURL))
+    server.ask(ask("/status", CURL))
+    server.answer(reply(LONG % 1))
+    client.ask(ask("/status", CURL))
+    server.ask(ask("/status", CURL))
+    server.answer(reply(LONG % 2))
+    client.answer(reply(LONG % 2))
+    _tick(relay, 12)
+
+    assert relay.links() == {}
+
+
+def test_a_proxy_that_changes_paths_is_no_poller() -> None:
+    """That nobody asked for a path says nothing of clients who ask for another."""
+    relay = seasoned(Relay(NGINX))
+    expected = {}
+    for number in range(3):
+        client, server = relay.client(), relay.server()
+        asked = name(client, client.ask(ask("/v1/items", CURL)))
+        sent = name(server, server.ask(ask("/items", CURL, VIA)))
+        server.answer(reply(LONG % number))
+        client.answer(reply(LONG % number))
+        expected[sent] = ("response", asked)
+
+    assert relay.links() == expected
+
+
+@pytest.mark.parametrize("why", ["client gone", "request lost"])
+def test_what_was_asked_for_a_client_who_is_not_there_is_not_its_own(why) -> None:
+    """The process goes on with what a client has asked who went away, or whom nobody saw."""
+    relay = seasoned(Relay(NGINX))
+    gone, server = relay.client(), relay.server()
+    if why == "client gone":
+        gone.ask(ask("/doc", CURL))
+        gone.client_closes()
+        gone.destroyed()
+    else:
+        gone.ask(ask("/doc", CURL), seen=False)
+    server.ask(ask("/doc", CURL, VIA))
+    server.answer(reply(LONG % 1))
+    if why == "request lost":
+        gone.answer(reply(LONG % 1))
+    _tick(relay, 1)
+    expected = exchange(
+        relay.client(), server, ask("/doc", CURL), reply(LONG % 2)
+    )  # fmt: skip
+
+    assert relay.links() == expected
+
+
+@pytest.mark.parametrize("ending", ["answered", "gone"])
+def test_a_value_is_not_new_because_nobody_had_to_look(ending) -> None:
+    """It was in a client's request before the process had asked anybody."""
+    relay = Relay(NGINX)
+    before, client, server = relay.client(), relay.client(), relay.server()
+    request = ask("/job", CURL, "X-Request-ID: 17")
+    before.ask(request)
+    if ending == "answered":
+        before.answer(reply(b"", 202))
+    else:
+        before.client_closes()
+        before.destroyed()
+    client.ask(request)
+    server.ask(ask("/work", "X-Request-ID: 17"))  # for the first one, perhaps
+    server.answer(reply(LONG % 1))
+    client.answer(reply(LONG % 2))
+
+    assert relay.links() == {}
+
+
+def test_a_value_is_known_as_long_as_its_request_is_in_flight() -> None:
+    """Its client may ask again under the same number, however much came in between."""
+    relay = Relay(NGINX)
+    request = ask("/slow", CURL, "X-Request-ID: 17")
+    first = relay.client()
+    first.ask(request)
+    other, server = relay.client(), relay.server()
+    server.ask(ask("/first/part", "Accept: */*"))
+    server.answer(reply(LONG % 1))
+    for number in range(5000):
+        other.ask(ask(f"/{number}", CURL))
+        other.answer(reply())
+    again = relay.client()
+    again.ask(request)
+    server.ask(ask("/work", "X-Request-ID: 17"))
+    server.answer(reply(LONG % 2))
+
+    assert relay.links() == {}
+
+
 # Loss --------------------------------------------------------------------------------------
 
 
