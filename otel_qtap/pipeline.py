@@ -155,6 +155,7 @@ class Pipeline:
         )
         self.streams = StreamMarks(self._tracker.consume, counters)
         """Where events of HAProxy wait until the marks they carry are verified."""
+        self.streams.on_line = self.haproxy.accept_log
         self.streams.on_distrust = self.assembler.linker.distrust
         self.accept_data = self._tracker.accept_data
         """Take the next ``DataEvent``, unless ``streams.is_needed``."""
@@ -166,10 +167,9 @@ class Pipeline:
 
     def accept_event(self, event: Event) -> None:
         """Take the next event."""
-        if type(event) is LogEvent:
-            self.haproxy.accept_log(event)
-        else:
-            self.streams.consume(event)
+        if type(event) is LogEvent and self.streams.is_holding:
+            self.haproxy.expect_log(event)
+        self.streams.consume(event)
 
     def consume(self, transaction: Transaction) -> None:
         """Give a transaction to every plugin of its stack, and to who observes them all."""

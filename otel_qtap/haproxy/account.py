@@ -106,6 +106,12 @@ class HaproxyAccount:
                 self.check(transaction)
         self._pass_on(transaction)
 
+    def expect_log(self, event: LogEvent) -> None:
+        """A process wrote to its log, but what it wrote has to wait for what it is about."""
+        self._joiner.expect(
+            event.process_id, event.timestamp_ns + self._epoch_offset_ns(), event.data
+        )
+
     def accept_log(self, event: LogEvent) -> None:
         """Take what a process wrote to its log."""
         written_ns = event.timestamp_ns + self._epoch_offset_ns()

@@ -19,6 +19,7 @@ from otel_qtap.haproxy.log_match import (
     WrittenLine,
     entries_for,
     is_copy,
+    is_last_answered,
     line_for,
 )
 from otel_qtap.protocol.haproxy_log import AccessLogLine, parse_line, split_lines
@@ -54,6 +55,8 @@ class _Listener(Enum):
     UNKNOWN = "unknown"
     SILENT = "silent"
     LOGS = "logs"
+    SKIPS = "skips"
+    """It logs some (a sample, or what is not silenced): no line follows from others."""
 
 
 class Consumer(Protocol[T_contra]):
@@ -159,6 +162,11 @@ class LogJoiner(Generic[T]):
                 _note(self._writers, pid, timestamp_ns)
                 self._take(WrittenLine(pid, timestamp_ns, line, is_forwarded=is_forwarded))
 
+    def expect(self, pid: int, timestamp_ns: int, data: bytes) -> None:
+        """Learn that process ``pid`` logs requests, from what ``accept_line`` is given later."""
+        if any(parse_line(text) is not None for text in split_lines(data)):
+            _note(self._writers, pid, timestamp_ns)
+
     def knows(self, pid: int) -> bool:
         """Whether process ``pid`` was seen to log requests."""
         return pid in self._writers
@@ -179,15 +187,19 @@ class LogJoiner(Generic[T]):
         client = self._client(entry.key)
         client.add(entry)
         self._entries.append(entry)
-        written = line_for(client.lines, entry) if client.lines else None
-        if written is not None:
+        state = self._state_of(request)
+        written = line_for(client.lines, entry, client.entries) if client.lines else None
+        if written is not None and not (state is _Listener.SKIPS and written.is_ordered):
             self._end_wait(client, written)
             self._join(entry, written)
-        elif self._state_of(request) is _Listener.SILENT:
+        elif written is not None:  # it may be about the next one, which is still to come
+            self._held.append(entry)
+        elif state is _Listener.SILENT:
             self._let_go(entry, transaction)
         else:
             self._held.append(entry)
         if client.lines:
+            self._join_certain(client)
             self._drop_copies(client)
         if len(self._entries) > self._capacity:
             self._forget(self._entries.popleft())
@@ -228,11 +240,19 @@ class LogJoiner(Generic[T]):
             self._wait(written)  # perhaps it is about an equal request that is still to come
         elif fitting[0].said:
             self._line_counts["duplicate"].value += 1
+        elif self._may_be_of_next(client, fitting[0], written):
+            self._wait(written)
         elif fitting[0].transaction is not None:
             self._join(fitting[0], written)
         else:
             self._line_counts["late"].value += 1
             self._note_late(fitting[0], written)
+
+    def _may_be_of_next(self, client: _Client[T], entry: Entry[T], written: WrittenLine) -> bool:
+        """Whether a line may be about a request that comes later than it should."""
+        if not written.is_ordered or self._state_of(entry.request) is not _Listener.SKIPS:
+            return False
+        return not is_last_answered(client.entries, entry, written)
 
     def _wait(self, written: WrittenLine) -> None:
         client = self._client(written.key)
@@ -268,6 +288,18 @@ class LogJoiner(Generic[T]):
                 self._line_counts["duplicate"].value += 1
                 self._end_wait(client, written)
 
+    def _join_certain(self, client: _Client[T]) -> None:
+        """Join what waited until the request after it was known."""
+        for written in client.lines.copy():
+            if not written.is_ordered:
+                continue
+            fitting = entries_for(client.entries, written)
+            if len(fitting) != 1 or fitting[0].said or fitting[0].transaction is None:
+                continue
+            if is_last_answered(client.entries, fitting[0], written):
+                self._end_wait(client, written)
+                self._join(fitting[0], written)
+
     @staticmethod
     def _end_wait(client: _Client[T], written: WrittenLine) -> None:
         written.is_waiting = False
@@ -280,7 +312,7 @@ class LogJoiner(Generic[T]):
         entry.said = written.says
         self._line_counts["joined"].value += 1
         self._joined.value += 1
-        self._set_state(entry.request, _Listener.LOGS)
+        self._learn_of(entry)
         self._let_go(entry, self._attach(entry.transaction, written.line))
 
     def _note_late(self, entry: Entry[T], written: WrittenLine) -> None:
@@ -288,14 +320,25 @@ class LogJoiner(Generic[T]):
         if not entry.is_missing:  # nobody had expected a line
             entry.is_missing = True
             self._missing.value += 1
-        self._set_state(entry.request, _Listener.LOGS)
+        self._learn_of(entry)
+
+    def _learn_of(self, entry: Entry[T]) -> None:
+        """A listener has logged this request."""
+        if self._state_of(entry.request) is not _Listener.SKIPS:
+            self._set_state(entry.request, _Listener.LOGS)
 
     def _give_up(self, entry: Entry[T]) -> None:
         """Let a transaction go on without a line, if it still waits for one."""
         if entry.transaction is None:
             return
-        request = entry.request
-        if self._state_of(request) is not _Listener.LOGS:
+        client = self._clients[entry.key]
+        for written in client.lines:
+            if written.is_ordered and entries_for(client.entries, written) == [entry]:
+                self._end_wait(client, written)
+                self._join(entry, written)
+                return
+        request, state = entry.request, self._state_of(entry.request)
+        if state is not _Listener.LOGS and state is not _Listener.SKIPS:
             self._set_state(request, _Listener.SILENT)
         elif not request.status and request.request_index:
             # HAProxy neither answers nor logs when a server closes on a request that is not
@@ -305,6 +348,7 @@ class LogJoiner(Generic[T]):
         else:
             self._missing.value += 1
             entry.is_missing = True
+            self._set_state(request, _Listener.SKIPS)
         self._let_go(entry, entry.transaction)
 
     def _state_of(self, request: ServedRequest) -> _Listener:

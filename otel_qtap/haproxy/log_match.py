@@ -5,9 +5,14 @@ They belong together when the process, the client's address and port, the reques
 the status are the same, and the times fit. Over HTTP/1 the order on the client's
 connection settles the rest without any tolerance: HAProxy writes the line of a request
 after its response began and before the next response of that connection begins, and both
-moments are the kernel's. A transaction may come much later than its line, even after the
-next one of its connection: it has waited for its link. That a line is a copy of another is
-only certain, therefore, once the request after that one is known.
+moments are the kernel's. With "option logasap" it writes it with the head of the server's
+response, before its own begins; and that of a request that it cannot read, which is the
+last of its connection, even before it says so.
+
+A transaction may come much later than its line, even after the next one of its connection:
+it has waited for its link. That a line is a copy of another is only certain, therefore,
+once the request after that one is known; and where not every request is logged, so is
+which request a line is about.
 """
 
 from __future__ import annotations
@@ -17,7 +22,10 @@ from typing import Generic, NamedTuple, TypeVar
 
 from otel_qtap.protocol.haproxy_log import AccessLogLine, LogFormat
 
-__all__ = ["Entry", "ServedRequest", "WrittenLine", "entries_for", "is_copy", "line_for"]
+__all__ = [
+    "Entry", "ServedRequest", "WrittenLine", "entries_for", "is_copy", "is_last_answered",
+    "line_for",
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -73,7 +81,8 @@ class WrittenLine:
     """A line, with what is worked out once for all comparisons."""
 
     __slots__ = (
-        "is_ordered", "is_waiting", "key", "line", "says", "start_ns", "target", "written_ns",
+        "is_ahead", "is_ordered", "is_waiting", "key", "line", "says", "start_ns", "target",
+        "written_ns",
     )  # fmt: skip
 
     def __init__(
@@ -88,7 +97,11 @@ class WrittenLine:
         """The same for lines about one request, which may be cut at different lengths."""
         # Over HTTP/2 responses leave after their lines, several in one system call; and what
         # a ring forwards was written some time before.
-        self.is_ordered = not (line.is_early or is_forwarded) and line.version != "2.0"
+        has_order = line.version != "2.0" and not is_forwarded
+        self.is_ahead = has_order and _is_ahead(line)
+        """Whether it was written after the request came and before the response began."""
+        self.is_ordered = has_order and not self.is_ahead
+        """Whether it was written after the response began and before the next one did."""
         self.is_waiting = True
 
 
@@ -119,7 +132,8 @@ def entries_for(entries: deque[Entry[T]], written: WrittenLine) -> list[Entry[T]
                 fitting.append(entry)
             elif entry.said == written.says:
                 return [entry]
-    return fitting
+    own = [entry for entry in fitting if not _is_told(entries, entry, written)]
+    return own or [entry for entry in entries if fitting and entry.said == written.says][-1:]
 
 
 def is_copy(entries: deque[Entry[T]], written: WrittenLine) -> bool:
@@ -138,15 +152,48 @@ def is_copy(entries: deque[Entry[T]], written: WrittenLine) -> bool:
     return False
 
 
-def line_for(lines: list[WrittenLine], entry: Entry[T]) -> WrittenLine | None:
+def is_last_answered(entries: deque[Entry[T]], entry: Entry[T], written: WrittenLine) -> bool:
+    """Whether it is certain that the next request was answered after the line was written."""
+    following = _neighbour_of(entries, entry, 1)
+    return following is not None and following.order_ns > written.written_ns
+
+
+def _neighbour_of(entries: deque[Entry[T]], entry: Entry[T], steps: int) -> Entry[T] | None:
+    """Return the transaction so many steps behind this one on its connection, if it is known."""
+    listener, index = entry.request.listener, entry.request.request_index + steps
+    for each in reversed(entries):
+        if each.request.request_index == index and each.request.listener == listener:
+            return each
+    return None
+
+
+def line_for(
+    lines: list[WrittenLine], entry: Entry[T], entries: deque[Entry[T]]
+) -> WrittenLine | None:
     """Return the line about a transaction among those that came before it, oldest first."""
     fitting = [written for written in lines if _fits(entry, written)]
+    fitting = [written for written in fitting if not _is_told(entries, entry, written)]
     if not fitting:
         return None
+    if fitting[-1].is_ahead:  # it may fit a pipelined request behind its own as well
+        before = _neighbour_of(entries, entry, -1)
+        is_own = before is None or before.order_ns < fitting[-1].written_ns
+        return fitting[-1] if is_own else None
     first = fitting[0]
     if first.is_ordered or all(written.says == first.says for written in fitting):
         return first
     return None
+
+
+def _is_told(entries: deque[Entry[T]], entry: Entry[T], written: WrittenLine) -> bool:
+    """
+    Whether a line may be a copy of the line of a request before this one.
+
+    That it was written after the response began tells, if there was one.
+    """
+    if entry.request.response_start_ns or entry.said:
+        return False
+    return any(each.said == written.says for each in entries)
 
 
 def _fits(entry: Entry[T], written: WrittenLine) -> bool:
@@ -157,6 +204,10 @@ def _fits(entry: Entry[T], written: WrittenLine) -> bool:
         return False
     start_ns = written.start_ns
     tolerance_ns = _TOLERANCE_NS if written.is_ordered else _TOLERANCE_WITHOUT_ORDER_NS
+    if written.is_ahead:
+        if not request.request_start_ns <= written.written_ns <= entry.order_ns:
+            return False
+        tolerance_ns = _TOLERANCE_NS
     begin_ns = request.request_start_ns - tolerance_ns
     if line.format is LogFormat.CLF:  # to the second, rounded down
         begin_ns -= 1000 * _MS
@@ -164,7 +215,15 @@ def _fits(entry: Entry[T], written: WrittenLine) -> bool:
         return begin_ns <= start_ns <= request.request_start_ns + tolerance_ns
     # Pipelined requests start, for HAProxy, when the response before them has gone.
     last_ns = entry.order_ns + _AHEAD_NS
-    return request.response_start_ns <= written.written_ns and begin_ns <= start_ns <= last_ns
+    is_read = line.has_request  # else the line is written before HAProxy says so
+    earliest_ns = request.response_start_ns if is_read else request.request_start_ns
+    return earliest_ns <= written.written_ns and begin_ns <= start_ns <= last_ns
+
+
+def _is_ahead(line: AccessLogLine) -> bool:
+    """Whether HAProxy writes such a line before it answers, over HTTP/1."""
+    # Without a response of the server HAProxy makes one, and writes the line after it.
+    return line.is_early and line.response_ms >= 0 and line.termination_state[:2] == "--"
 
 
 def _is_target(entry: Entry[T], written: WrittenLine) -> bool:

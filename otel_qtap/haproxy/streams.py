@@ -146,13 +146,15 @@ class StreamMarks:
         """Told of a snapshot that contradicts: process, check, time and what is wrong."""
         self.on_distrust: Callable[[int, int], None] = lambda *_: None
         """Told that the marks of a process up to a time are worth nothing."""
+        self.on_line: Callable[[LogEvent], None] = lambda _: None
+        """Takes the lines of logs in place of ``accept``, behind what they are about."""
         self.is_needed = False
         """Whether data has to pass through here; else the caller may save it the way."""
         self._images: dict[int, _Image] = {}
         self._by_process: dict[int, _Image] = {}
         self._by_connection: dict[int, _Image] = {}
         """Clients' connections: the kernel side does not say whose end it tells."""
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[_Waiting | LogEvent] = deque()
         self._held = counters.counter(
             "otel_qtap.link.events_held", "{event}",
             "Events that waited until the marks of a HAProxy were verified",
@@ -184,8 +186,14 @@ class StreamMarks:
 
     def consume(self, event: Event) -> None:
         """Take the next event."""
-        if isinstance(event, LostEvent | LogEvent):
+        if isinstance(event, LostEvent):
             self._accept(event)
+            return
+        if isinstance(event, LogEvent):
+            if self._queue:
+                self._queue.append(event)
+            else:
+                self.on_line(event)
             return
         image = self._by_process.get(event.process_id)
         if type(event) is DataEvent and not self._queue and (image is None or image.is_over):
@@ -350,7 +358,7 @@ class StreamMarks:
         image.layout = replace(image.layout, offsets=found)
         image.calibration = Calibration(image.layout)
         for waiting in (*self._queue, newest):
-            if waiting.image is not image:
+            if isinstance(waiting, LogEvent) or waiting.image is not image:
                 continue
             waiting.put_right()
             event, snapshot = waiting.event, waiting.snapshot
@@ -367,10 +375,15 @@ class StreamMarks:
         """Pass on what need not wait any longer, in order."""
         queue = self._queue
         while queue:
-            image = queue[0].image
-            if image is not None and image.hold_since_ns:
+            waiting = queue[0]
+            if isinstance(waiting, LogEvent):
+                queue.popleft()
+                self.on_line(waiting)
+                continue
+            if waiting.image is not None and waiting.image.hold_since_ns:
                 break
-            self._accept(queue.popleft().proceed())
+            queue.popleft()
+            self._accept(waiting.proceed())
         self.is_needed = bool(queue) or not all(i.is_over for i in self._images.values())
 
     def _note_owner(self, connection_id: int, image: _Image) -> None:

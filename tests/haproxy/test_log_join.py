@@ -404,6 +404,115 @@ def test_an_early_line_waits_for_the_end_of_a_long_answer(world) -> None:
     assert world.lines() == {"joined": 1}
 
 
+def _early_line(exchange: Exchange) -> tuple[int, bytes]:
+    """Return when "option logasap" has the line of an exchange written, and the line."""
+    written_ns = exchange.end_ns - exchange.duration_ns // 10 - MS // 100
+    return written_ns, exchange.log(early="+")
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+@pytest.mark.parametrize("order", [1, -1], ids=["in-order", "last-first"])
+def test_early_lines_of_equal_requests_are_told_apart(world, pipelined, order) -> None:
+    """Each was written between the begin of the request and that of its response."""
+    exchanges = []
+    for number in range(8):
+        start_ns = START_NS + (0 if pipelined else number * MS)
+        duration_ns = (number + 1) * MS if pipelined else MS
+        exchanges.append(Exchange(str(number), start_ns, duration_ns, index=number))
+    for each in exchanges:
+        world.joiner.accept_line(PID, *_early_line(each))
+    for each in exchanges[::order]:
+        world.see(each)
+    world.joiner.close()
+
+    assert world.joined() == {each.name: each.name for each in exchanges}
+    assert world.lines() == {"joined": 8}
+
+
+def test_an_early_line_is_not_given_to_the_request_before(world) -> None:
+    """Whose own line was not written, as that of one that is silenced."""
+    first, second = Exchange("1"), Exchange("2", START_NS + 11 * MS, index=1)
+    world.see(first)
+    world.joiner.accept_line(PID, *_early_line(second))
+    world.see(second)
+    world.joiner.close()
+
+    assert world.joined() == {"1": None, "2": "2"}
+
+
+def test_what_haproxy_answers_itself_it_logs_afterwards(world) -> None:
+    """With ``option logasap`` too: there is no response of a server to log it with."""
+    one = Exchange(status=503)
+    line = one.log(early="+").replace(b"0/0/0/10/+10", b"0/0/-1/-1/+10").replace(b"----", b"SC--")
+    world.see(one)
+    world.write(one, line)
+
+    assert world.joined() == {"1": "1"}
+
+
+def test_a_bad_request_is_logged_before_it_is_refused(world) -> None:
+    one = Exchange(status=400)
+    world.joiner.accept_line(PID, START_NS + MS, one.log(request="<BADREQ>"))
+    world.see(one)
+
+    assert world.joined() == {"1": "1"}
+    assert world.lines() == {"joined": 1}
+
+
+def test_a_copy_is_not_given_to_a_request_without_answer(world) -> None:
+    """Pipelined behind the one that the line is about, and closed without a word."""
+    first = Exchange("1")
+    second = Exchange("2", START_NS, 12 * MS, status=0, index=1)
+    for _ in range(2):
+        world.write(first)
+    world.see(first)
+    world.see(second)
+    world.joiner.close()
+
+    assert world.joined() == {"1": "1", "2": None}
+    assert world.lines() == {"joined": 1, "duplicate": 1}
+
+
+def test_a_sample_of_lines_waits_for_who_is_late(world) -> None:
+    """Where not every request is logged, a line may be about one that is still to come."""
+    sampled = Exchange("0")
+    world.see(sampled)
+    world.write(sampled)
+    skipped = Exchange("1", START_NS + 10 * MS, index=1)
+    world.see(skipped)
+    world.joiner.tick(skipped.end_ns + 200 * MS)
+    begin_ns = START_NS + 1000 * MS
+    second = Exchange("2", begin_ns, MS // 10, index=2)
+    third = Exchange("3", begin_ns + MS // 5, MS // 10, index=3)
+    world.see(second)
+    world.write(third)
+    world.see(third)
+    world.joiner.tick(third.end_ns + 200 * MS)
+
+    assert world.joined() == {"0": "0", "1": None, "2": None, "3": "3"}
+    assert world.transactions() == {"joined": 2, "without_line": 2}
+
+
+def test_a_sampled_line_is_joined_at_once_when_the_next_request_is_known(world) -> None:
+    """Or after the usual wait if there is none."""
+    world.see(Exchange("0"))
+    world.write(Exchange("0"))
+    world.see(Exchange("1", START_NS + 10 * MS, index=1))
+    world.joiner.tick(START_NS + 500 * MS)
+    second = Exchange("2", START_NS + 1000 * MS, index=2)
+    third = Exchange("3", START_NS + 1020 * MS, index=3)
+    world.see(second)
+    world.write(second)
+    assert world.joined().get("2") is None
+    world.see(third)
+    assert world.joined()["2"] == "2"
+    world.write(third)
+    assert "3" not in world.joined()
+    world.joiner.tick(third.end_ns + 200 * MS)
+
+    assert world.joined() == {"0": "0", "1": None, "2": "2", "3": "3"}
+
+
 def test_a_request_closed_without_a_word_is_told_apart(world) -> None:
     """
     When a server closes on a request that is not the first of its connection, HAProxy

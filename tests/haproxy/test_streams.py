@@ -25,6 +25,7 @@ from otel_qtap.events import (
     CloseStep,
     DataEvent,
     Event,
+    LogEvent,
     LostEvent,
     OpenEvent,
     ProcessEvent,
@@ -189,6 +190,28 @@ def test_a_snapshot_of_an_unknown_process_is_dropped() -> None:
     host = Host().feed([snapshot, event])
 
     assert host.accepted == [event]
+
+
+def test_a_line_of_a_log_waits_behind_what_it_is_about() -> None:
+    """Or it would seem to be about an earlier request; it is for nobody who takes the rest."""
+    memory = Memory()
+    host = Host(memory).learn()
+    host.streams.on_line = host.accepted.append
+    first, line = LogEvent(1, memory.process_id, 7, b"first"), None
+    host.feed([first])
+    assert host.accepted == [first]
+
+    in_order: list[Event] = [first]
+    for number, (snapshot, event) in enumerate(answers(memory, 64)):
+        host.feed([snapshot, event])
+        in_order.append(event)
+        if number == 9:
+            line = LogEvent(event.timestamp_ns + 1, memory.process_id, 7, b"second")
+            host.feed([line])
+            in_order.append(line)
+            assert host.accepted == [first]
+
+    assert host.accepted == in_order
 
 
 # Verified ----------------------------------------------------------------------------------
