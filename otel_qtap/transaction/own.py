@@ -18,13 +18,11 @@ class OwnRequests:
 
     CAPACITY = 256
     REMEMBERED_NS = 600_000_000_000
-    """Who asks less often than that is met anew each time."""
-    SETTLED_NS = 30_000_000_000
-    """A loss that is noticed later than that has not hidden the client who asked."""
+    """Who asks less often than that is met anew; a client whom a loss hid counts that long."""
 
     def __init__(self) -> None:
-        self._met: OrderedDict[tuple[int, bool], tuple[int, int]] = OrderedDict()
-        """When each was met first and last; of each whether it was while no client waited."""
+        self._met: OrderedDict[tuple[int, bool], int] = OrderedDict()
+        """When each was met last; of each whether it was while no client waited at all."""
 
     def note(self, form: int, now_ns: int, *, is_alone: bool) -> None:
         """Such a request was made though no client waited for the path, or none for anything."""
@@ -43,22 +41,12 @@ class OwnRequests:
             is_path_asked and self._knows((form, False), now_ns)
         )
 
-    def lose(self, timestamp_ns: int) -> None:
-        """There may have been clients until then that nobody saw."""
-        doubtful = [
-            key for key, times in self._met.items() if times[0] > timestamp_ns - self.SETTLED_NS
-        ]
-        for key in doubtful:
-            del self._met[key]
-
     def _meet(self, key: tuple[int, bool], now_ns: int) -> None:
-        first_ns, last_ns = self._met.pop(key, (now_ns, now_ns))
-        if now_ns - last_ns > self.REMEMBERED_NS:
-            first_ns = now_ns
-        self._met[key] = first_ns, now_ns
+        self._met.pop(key, None)
+        self._met[key] = now_ns
         if len(self._met) > self.CAPACITY:
             self._met.popitem(last=False)
 
     def _knows(self, key: tuple[int, bool], now_ns: int) -> bool:
-        times = self._met.get(key)
-        return times is not None and now_ns - times[1] <= self.REMEMBERED_NS
+        met_ns = self._met.get(key)
+        return met_ns is not None and now_ns - met_ns <= self.REMEMBERED_NS

@@ -45,6 +45,7 @@ from otel_qtap.transaction.proof import (
 __all__ = ["PassiveLinker", "PassiveOwner", "PassiveSource"]
 
 _ANSWERED = (Ending.COMPLETE, Ending.UPGRADED)
+_OVER = (*_ANSWERED, Ending.LOST)  # what was lost is noticed when something follows it
 _CANDIDATES = 8
 _PROCESSES = 4096
 _EARLIER = 128
@@ -182,14 +183,9 @@ class PassiveLinker:
         """Until now that process, or any, may have had exchanges that nobody saw."""
         if process_id is None:
             self._blind_ns = max(self._blind_ns, timestamp_ns)
-            for own in self._own.values():
-                own.lose(timestamp_ns)
-            return
-        if process_id in self._histories:
+        elif process_id in self._histories:
             history = self._histories[process_id]
             history.blind_ns = max(history.blind_ns, timestamp_ns)
-        if process_id in self._own:
-            self._own[process_id].lose(timestamp_ns)
 
     # What the linker tells --------------------------------------------------------------
 
@@ -199,7 +195,7 @@ class PassiveLinker:
         if party is None:
             return
         self._end(party, transaction, exchange)
-        party.is_gone = transaction.ending not in _ANSWERED
+        party.is_gone = transaction.ending not in _OVER
         if not party.is_gone:
             party.group.history.stop_waiting(party)
         party.request_id = transaction.request_id

@@ -34,18 +34,6 @@ def test_it_is_forgotten_after_a_while() -> None:
     assert not own.has(FORM, 5 * SECOND_NS + own.REMEMBERED_NS + 1, is_path_asked=True)
 
 
-def test_a_loss_refutes_what_was_met_shortly_before() -> None:
-    """The client who waited may be what was lost; who asks for longer does so by itself."""
-    own = OwnRequests()
-    own.note(1, 5 * SECOND_NS, is_alone=True)
-    own.note(2, 59 * SECOND_NS, is_alone=True)
-    own.note(1, 59 * SECOND_NS, is_alone=True)
-    own.lose(60 * SECOND_NS)
-
-    assert own.has(1, 61 * SECOND_NS, is_path_asked=False)
-    assert not own.has(2, 61 * SECOND_NS, is_path_asked=True)
-
-
 def test_it_is_bounded() -> None:
     """Those that were met last are known."""
     own = OwnRequests()

@@ -417,27 +417,36 @@ def test_a_proxy_that_changes_paths_is_no_poller() -> None:
     assert relay.links() == expected
 
 
-@pytest.mark.parametrize("why", ["client gone", "request lost"])
-def test_what_was_asked_for_a_client_who_is_not_there_is_not_its_own(why) -> None:
-    """The process goes on with what a client has asked who went away, or whom nobody saw."""
-    relay = seasoned(Relay(NGINX))
+def test_what_was_asked_for_a_client_who_went_away_is_not_its_own(relay) -> None:
+    """The process may go on with it, and begin to ask only then."""
     gone, server = relay.client(), relay.server()
-    if why == "client gone":
-        gone.ask(ask("/doc", CURL))
-        gone.client_closes()
-        gone.destroyed()
-    else:
-        gone.ask(ask("/doc", CURL), seen=False)
-    server.ask(ask("/doc", CURL, VIA))
+    gone.ask(ask("/doc", CURL))
+    gone.client_closes()
+    gone.destroyed()
+    server.ask(ask("/doc", CURL))
     server.answer(reply(LONG % 1))
-    if why == "request lost":
-        gone.answer(reply(LONG % 1))
     _tick(relay, 1)
-    expected = exchange(
-        relay.client(), server, ask("/doc", CURL), reply(LONG % 2)
-    )  # fmt: skip
+    expected = exchange(relay.client(), server, ask("/doc", CURL), reply(LONG % 2))
 
     assert relay.links() == expected
+
+
+@pytest.mark.parametrize("loss", [False, True])
+def test_a_poller_is_known_in_spite_of_a_loss(loss) -> None:
+    """What was lost may have been a client, but it was answered by then."""
+    relay = seasoned(Relay(NGINX))
+    client, server = relay.client(), relay.server()
+    server.ask(ask("/status", CURL))
+    server.answer(reply(LONG % 1))
+    client.ask(ask("/status", CURL), seen=not loss)
+    client.answer(reply(LONG % 1))
+    client.ask(ask("/status", CURL))
+    server.ask(ask("/status", CURL))
+    server.answer(reply(LONG % 2))
+    client.answer(reply(LONG % 2))
+    _tick(relay, 12)
+
+    assert relay.links() == {}
 
 
 @pytest.mark.parametrize("ending", ["answered", "gone"])
