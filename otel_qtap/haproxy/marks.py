@@ -61,14 +61,16 @@ def without_mark(event: Marked) -> Marked:
 def put_right(event: Marked, snapshot: SnapshotEvent | None, layout: Layout) -> Marked:
     """Return the event with the mark that ``layout`` would have given it, if that can be told."""
     if isinstance(event, OpenEvent):
-        if event.connecting.state is StreamState.NOT_ASKED:
-            return event
-        return event._replace(connecting=_UNREADABLE)
-    if event.stream.state is StreamState.NOT_ASKED:
-        return event
+        return event._replace(connecting=_righted(event.connecting, snapshot, layout))
+    return event._replace(stream=_righted(event.stream, snapshot, layout))
+
+
+def _righted(mark: StreamMark, snapshot: SnapshotEvent | None, layout: Layout) -> StreamMark:
+    if mark.state is StreamState.NOT_ASKED:
+        return mark
     if snapshot is None or layout.source is not StreamSource.THREAD:
-        return event._replace(stream=_UNREADABLE)
-    return event._replace(stream=mark_of(snapshot, layout))
+        return _UNREADABLE
+    return mark_of(snapshot, layout)
 
 
 def tells_apart(event: Marked, snapshot: SnapshotEvent, layout: Layout, other: Layout) -> bool:

@@ -49,14 +49,15 @@ _COMPARISON_NS = 30_000_000_000  # snapshots of one minute's look come within th
 _NEVER_NS = 1 << 63
 _WAITING_EVENTS = 20_000
 _CONNECTIONS = 65_536
+_CONNECTS = 1_024
 
 
 class _Image:
     """A layout with the processes that have it, and what is known about it."""
 
-    __slots__ = ("calibration", "compared_ns", "comparison", "has_marks", "hold_since_ns",
-                 "is_settled", "is_trusted", "is_verified", "layout", "replaced", "since_ns",
-                 "snapshot", "was_held")  # fmt: skip
+    __slots__ = ("calibration", "compared_ns", "comparison", "connects", "has_marks",
+                 "hold_since_ns", "is_settled", "is_trusted", "is_verified", "layout", "replaced",
+                 "since_ns", "snapshot", "was_held")  # fmt: skip
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -73,6 +74,8 @@ class _Image:
         """When the first event began to wait for a verdict; 0: none waits."""
         self.was_held = False
         self.snapshot: SnapshotEvent | None = None
+        self.connects: dict[int, SnapshotEvent] = {}
+        """Of connections that were not told yet: taken when they were opened."""
         self.since_ns = layout.since_ns
         """Marks made before are by another layout: they were in the ring by then."""
         self.is_settled = not self.since_ns
@@ -84,6 +87,12 @@ class _Image:
     def is_over(self) -> bool:
         """Whether its marks need no look, but for one that a snapshot has come for."""
         return self.is_verified and self.is_settled and self.has_marks and self.snapshot is None
+
+    def note_connect(self, snapshot: SnapshotEvent) -> None:
+        """Keep what a thread had in hand when it opened a connection, until that is told."""
+        self.connects[snapshot.connection_id] = snapshot
+        if len(self.connects) > _CONNECTS:
+            del self.connects[next(iter(self.connects))]  # it was refused, or not wanted
 
     def wants_hold(self, event: Marked) -> bool:
         """
@@ -205,6 +214,7 @@ class StreamMarks:
             if image is not None and event.is_connecting:
                 if not image.is_verified:
                     image.calibration.observe_connect(event)
+                    image.note_connect(event)
             elif image is not None:
                 image.snapshot = event
                 self.is_needed = True  # what follows must pass through here
@@ -278,6 +288,10 @@ class StreamMarks:
     def _look_at(self, waiting: _Waiting, image: _Image) -> None:
         """Put the mark right if need be, and hear what the calibration says to its snapshot."""
         event = waiting.event
+        if isinstance(event, OpenEvent):
+            waiting.snapshot = image.connects.pop(event.connection_id, None)
+            self._check_age(waiting, image)
+            return
         snapshot, image.snapshot = image.snapshot, None
         if (
             snapshot is not None

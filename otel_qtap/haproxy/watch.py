@@ -42,7 +42,7 @@ __all__ = ["HaproxyWatch", "StreamReceiver"]
 log = logging.getLogger(__name__)
 
 _LAYOUT_NUMBERS = 512
-_SNAPSHOTS = 256
+_SNAPSHOTS = 1024  # 2 KB each; what passes without one before the verdict stays unlinked
 _CHECK_SNAPSHOTS = 96  # half as much again as a comparison needs
 _CHECK_EVERY_S = 60.0
 _ATTACH_S = 60.0

@@ -469,6 +469,24 @@ def test_a_connection_opened_by_wrong_offsets_is_not_believed_later() -> None:
     assert host.marks[-1] == memory.truth[later.connect_started_ns]
 
 
+def test_a_connection_opened_by_wrong_offsets_is_put_right_by_what_was_seen_then() -> None:
+    """The first request over it counts, too."""
+    memory = Memory(Offsets(32, 8, 20))
+    host = Host(memory).learn()
+    stream = memory.begin(7)
+    opened = memory.connect(stream, 70)
+    memory.now_ns -= memory.tick_ns
+    connecting, _ = memory.send(stream, connection_id=70)
+    assert opened.connecting != memory.truth[opened.connect_started_ns]
+
+    host.feed([connecting._replace(is_connecting=True)])
+    host.feed(traffic(memory, 300))
+    assert host.verdicts[-1][1] is Verdict.VERIFIED
+    host.feed([opened._replace(timestamp_ns=memory.now_ns)])
+
+    assert host.marks[-1] == memory.truth[opened.connect_started_ns]
+
+
 # Refuted -----------------------------------------------------------------------------------
 
 

@@ -190,7 +190,7 @@ def test_a_haproxy_that_runs_is_found(watched, start, sleeper, version) -> None:
     assert " rw-p " in mapping_of(pid, layout.contexts)
     assert " rw-p " in mapping_of(pid, last)
     assert (pid, layout) in each.learned
-    assert each.receiver.snapshots[layout.number] == 256
+    assert each.receiver.snapshots[layout.number] == 1024
     assert sleeper not in each.receiver.assigned
     assert each.watch.method_of(pid) == "fast"
     assert each.watch.method_of(sleeper) == "passive"
@@ -392,7 +392,7 @@ def test_a_verified_layout_is_left_alone(watched, start, caplog) -> None:
     each = watched()
     each.watch.inspect(pid)
     each.watch.tick(10)
-    assert each.receiver.snapshots == {each.receiver.assigned[pid]: 256}  # asked for again
+    assert each.receiver.snapshots == {each.receiver.assigned[pid]: 1024}  # asked for again
 
     layout = each.decide(pid, Verdict.VERIFIED)
     each.watch.tick(11)
@@ -415,7 +415,7 @@ def test_other_offsets_come_into_force_and_are_verified_in_turn(watched, start) 
     each.watch.tick(10)
 
     assert layout.offsets == each.receiver.layout_of(pid).offsets == Offsets(40, 8, 4)
-    assert each.receiver.snapshots[layout.number] == 256
+    assert each.receiver.snapshots[layout.number] == 1024
 
 
 def test_the_next_process_of_a_program_begins_with_what_was_found_for_the_last(
@@ -433,7 +433,7 @@ def test_the_next_process_of_a_program_begins_with_what_was_found_for_the_last(
 
     layout = each.receiver.layout_of(new)
     assert layout.offsets == Offsets(40, 8, 4)
-    assert each.receiver.snapshots[layout.number] == 256
+    assert each.receiver.snapshots[layout.number] == 1024
 
 
 def test_what_was_only_guessed_is_not_remembered(watched, start) -> None:
@@ -786,7 +786,7 @@ def test_the_first_contradiction_has_everything_verified_anew(watched, start, ca
     layout = _doubted(each, pid, 10)
 
     assert layout.source is StreamSource.THREAD
-    assert each.receiver.snapshots[layout.number] == 256
+    assert each.receiver.snapshots[layout.number] == 1024
     who, learned = each.learned[-1]
     assert (who, learned.number) == (pid, layout.number)
     assert learned.since_ns > before_ns
