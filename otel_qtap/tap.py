@@ -222,6 +222,8 @@ class Tap:
         self._watch.tick(now_s)
         for reason, amount in self.receiver.losses():
             self.on_loss(LostEvent(time.monotonic_ns(), reason, amount))
+            if reason == "ring_full":
+                self._watch.lose(now_s)
             if now_s - self._last_loss_log_s >= 60 or not self._last_loss_log_s:
                 self._last_loss_log_s = now_s
                 log.warning(

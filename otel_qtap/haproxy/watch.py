@@ -46,6 +46,7 @@ _SNAPSHOTS = 1024  # 2 KB each; what passes without one before the verdict stays
 _CHECK_SNAPSHOTS = 96  # half as much again as a comparison needs
 _CHECK_EVERY_S = 60.0
 _ATTACH_S = 60.0
+_LOOK_AGAIN_S = 5.0  # after a loss
 _ENDED = 4096
 _CHECKS = ("snapshot", "thread", "eligible", "answered", "two_clients")
 
@@ -103,6 +104,8 @@ class HaproxyWatch:
         """What the log says of an executable already."""
         self._next_number = 1
         self._next_check_s = 0.0
+        self._look_again_s = 0.0
+        """When to look at all processes again; 0: nothing was lost."""
         self._counters = counters
         for check in _CHECKS:
             self._doubts(check)
@@ -115,10 +118,23 @@ class HaproxyWatch:
 
     def find(self) -> None:
         """Look at all processes that run, before the tap begins: waits for probes on them."""
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                self.inspect(int(entry.name))
+        self._look_again()
         self.wait_for_probes()
+
+    def lose(self, now_s: float) -> None:
+        """Something was lost, perhaps that a process began or ended: ``tick`` will look."""
+        self._look_again_s = self._look_again_s or now_s + _LOOK_AGAIN_S
+
+    def _look_again(self) -> None:
+        """Look at all processes, and let go of those that are gone."""
+        if self._mode is LinkMode.OFF:
+            return
+        running = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+        for pid in self._by_process.keys() - running:
+            self._forget(pid)
+        self._unreadable &= running
+        for pid in running:
+            self._look_at(pid)
 
     def follow(self, event: ProcessEvent) -> None:
         """Learn what became of a process."""
@@ -140,10 +156,16 @@ class HaproxyWatch:
         """Look whether a process is a HAProxy, and if so, tell the kernel side about it."""
         if self._mode is LinkMode.OFF or process_id in self._by_process:
             return
+        if not self._look_at(process_id) and len(self._ended) < _ENDED:
+            self._ended.add(process_id)
+
+    def _look_at(self, process_id: int) -> bool:
+        """Return whether the process was there to look at."""
         executable = Path(f"/proc/{process_id}/exe")
         try:
             if "haproxy" not in executable.readlink().name:
-                return
+                self._forget(process_id)
+                return True
             status = executable.stat()
             key = (status.st_dev, status.st_ino, status.st_mtime_ns)
             if key not in self._binaries:
@@ -152,21 +174,22 @@ class HaproxyWatch:
             if isinstance(binary, BinaryError):
                 if not isinstance(binary, ForeignError):
                     self._unreadable.add(process_id)
-                return
+                return True
             bias = load_bias(process_id, binary)
         except OSError:
-            if len(self._ended) < _ENDED:
-                self._ended.add(process_id)
-            return
+            return False
         except BinaryError:
-            return  # it runs something else by now
+            return True  # it runs something else by now
         image = self._image(binary, bias, key[:2], process_id)
         if image is None:
-            return
-        image.processes.add(process_id)
-        self._by_process[process_id] = image
-        self._learn(process_id, image.layout)
+            return True
+        if self._by_process.get(process_id) is not image:
+            self._forget(process_id)
+            image.processes.add(process_id)
+            self._by_process[process_id] = image
+            self._learn(process_id, image.layout)
         self._receiver.assign_layout(process_id, image.layout.number)
+        return True
 
     def decide(self, layout: Layout, verdict: Verdict, reason: str) -> None:
         """Take a verdict of ``StreamMarks``."""
@@ -209,6 +232,9 @@ class HaproxyWatch:
         are wanted: some every minute even of what is verified. A snapshot costs the thread
         that sends 6 us more (Linux 6.18, HAProxy 2.6), so that is half a millisecond a minute.
         """
+        if self._look_again_s and now_s >= self._look_again_s:
+            self._look_again_s = 0.0
+            self._look_again()
         is_check = now_s >= self._next_check_s
         if is_check:
             self._next_check_s = now_s + _CHECK_EVERY_S

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -912,3 +914,53 @@ def test_nobody_is_doubted_of_whom_nothing_was_believed(watched, start, sleeper,
     each.watch.tick(10)
 
     assert _counted(each) == {}
+
+
+# After a loss ------------------------------------------------------------------------------
+
+
+def test_a_haproxy_whose_start_was_lost_is_found(watched, start) -> None:
+    """Soon, but not with every loss: one look is enough for all that was lost until then."""
+    each = watched()
+    pid = start()
+    each.watch.tick(10.0)
+    each.watch.lose(10.0)
+    each.watch.lose(14.0)
+    each.watch.tick(14.0)
+    assert pid not in each.receiver.assigned
+
+    each.watch.tick(15.0)
+
+    assert pid in each.receiver.assigned
+    assert [p for p, _ in each.learned].count(pid) == 1
+
+
+def test_what_is_known_stays_known_after_a_loss(watched, start) -> None:
+    """Verified once; the kernel side is only told again whose layout it is."""
+    each = watched()
+    pid = start()
+    each.watch.inspect(pid)
+    each.decide(pid, Verdict.VERIFIED)
+    before, told = each.receiver.layout_of(pid), list(each.learned)
+
+    each.watch.lose(10.0)
+    each.receiver.assigned.clear()
+    each.watch.tick(20.0)
+
+    assert each.receiver.layout_of(pid) == before
+    assert each.learned == told
+
+
+def test_a_haproxy_whose_end_was_lost_is_forgotten(watched, start) -> None:
+    """Its number may be another program's by now."""
+    each = watched()
+    pid = start()
+    each.watch.inspect(pid)
+    assert each.processes()["fast"] == 1
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+    each.watch.lose(10.0)
+    each.watch.tick(20.0)
+
+    assert each.processes()["fast"] == 0
