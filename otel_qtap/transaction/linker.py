@@ -13,7 +13,7 @@ being answered, which nearly always is before it is over.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
 
@@ -31,6 +31,7 @@ from otel_qtap.transaction.relays import Passage
 __all__ = ["Linker"]
 
 _KNOWN = StreamState.KNOWN
+_UNAVAILABLE = 503
 _CLIENT_CLOSED, _CONNECT_FAILED = Ending.CLIENT_CLOSED, Ending.CONNECT_FAILED
 _PLACES = 65536
 _WAITING = 16384
@@ -38,6 +39,9 @@ _GIVEN_UP = 1024
 _DISTRUSTED = 1024
 _BLIND_NS = 60_000_000_000
 _LONGEST_WAIT_NS = 60_000_000_000
+_REFUSED = 4096
+_LAST_CONNECT_NS = 100_000_000
+_UNEXPLAINED_NS = 10_000_000
 _KEPT_AT_ADDRESS = 4  # a request can outlast its answer, while its stream is used again
 
 
@@ -85,6 +89,8 @@ class Linker:
         """
         self._waiting: dict[tuple[int, int], list[_Waiting]] = {}
         self._waiting_count = 0
+        self._refused: deque[tuple[int, Transaction, Exchange, Place]] = deque()
+        """Clients' requests that HAProxy found no server for, with when it said so."""
         self._blind_until_ns = 0
         self._clients: Counter[int] = Counter()
         """Captured connections of clients, by process: without any there is no answer to await."""
@@ -289,10 +295,14 @@ class Linker:
                 self._keep(at, [w for w in waiting if now_ns - w.since_ns <= _LONGEST_WAIT_NS])
                 for each in expired:
                     self._let_go(each, "expired")
+        while self._refused and now_ns - self._refused[0][0] > _LAST_CONNECT_NS:
+            self._finish_refused()
         self.passive.tick(now_ns)
 
     def close(self) -> None:
         """Let everything go that waits, because nothing will follow."""
+        while self._refused:
+            self._finish_refused()
         for at in list(self._waiting):
             for each in self._keep(at, []):
                 self._let_go(each, "unanswered")
@@ -505,7 +515,20 @@ class Linker:
         if place.key is not None:
             transaction.stream = place.key  # type: ignore[misc]
         if place.key is not None or place.spent:
-            transaction.hop = self._hop(transaction.timings, exchange, place)  # type: ignore[misc]
+            hop = transaction.hop = self._hop(  # type: ignore[misc]
+                transaction.timings, exchange, place
+            )
+            if _may_be_connecting(transaction, hop) and len(self._refused) < _REFUSED:
+                self._refused.append((place.answered_ns, transaction, exchange, place))
+                return
+            place.asking = ()  # a place outlives its exchanges by far
+        self._consume(transaction)
+
+    def _finish_refused(self) -> None:
+        """Pass on one that waited for HAProxy's last attempt to connect to a server."""
+        _, transaction, exchange, place = self._refused.popleft()
+        transaction.hop = self._hop(transaction.timings, exchange, place)  # type: ignore[misc]
+        place.asking = ()
         self._consume(transaction)
 
     def _hop(self, timings: Timings, exchange: Exchange, place: Place) -> ProxyHop:
@@ -515,7 +538,6 @@ class Linker:
             under_way = self._under_way(place, timings, exchange)
             attempts += len(under_way)
             spent = spent + under_way
-            place.asking = ()  # a place outlives its exchanges by far
         waited, end = 0, timings.request_start_ns  # in mode tcp HAProxy connects before
         for begin_ns, end_ns in sorted(spent):
             waited += max(0, end_ns - max(begin_ns, end))
@@ -564,6 +586,21 @@ class Linker:
             self._consume(transaction)
         elif transaction.is_health_check:
             self.on_failed_check(transaction)
+
+
+def _may_be_connecting(transaction: Transaction, hop: ProxyHop) -> bool:
+    """
+    Whether the last attempt to connect to a server may not be over yet.
+
+    When that takes too long, HAProxy first answers its client and then closes the connection;
+    nobody has heard of it by then. (Seen so in HAProxy 2.6 and 3.2.)
+    """
+    response = transaction.response
+    return (
+        response is not None
+        and response.status == _UNAVAILABLE
+        and hop.overhead_ns > _UNEXPLAINED_NS
+    )
 
 
 def _is_older(serial: int, other: int) -> bool:

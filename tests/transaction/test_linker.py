@@ -260,6 +260,47 @@ def test_an_attempt_under_way_that_contradicts_itself_is_not_counted(proxy) -> N
     assert asked.hop.attempts == 0
 
 
+def test_an_answer_waits_for_the_attempt_to_connect_that_it_is_about(proxy) -> None:
+    """A server that cannot be reached: HAProxy says so before it closes the connection."""
+    client = proxy.client()
+    client.ask(request(1))
+    server = proxy.server(ONE, established_ns=0, connect_started_ns=proxy.timeline.now_ns + 500)
+    proxy.timeline.now_ns += 50_000_000
+    client.answer(response(503), ONE)
+    server.step(CloseStep.CONNECT_FAILED)
+    server.destroyed()
+    linker = proxy.capture.assembler.linker
+
+    linker.tick(proxy.timeline.now_ns)
+    assert [t.direction.is_ingress for t in proxy.play()] == [False]
+    linker.tick(proxy.timeline.now_ns + 200_000_000)
+
+    (asked,), (sent,) = by_side(proxy.play())
+    assert asked.hop is not None
+    assert (asked.hop.attempts, sent.ending) == (1, Ending.CONNECT_FAILED)
+    assert asked.hop.overhead_ns < 1_000_000
+
+
+@pytest.mark.parametrize("end", ["tick", "close"])
+def test_an_answer_without_such_an_attempt_does_not_wait_for_ever(proxy, end) -> None:
+    """Nothing became free in HAProxy's queue, for instance."""
+    client = proxy.client()
+    client.ask(request(1))
+    proxy.timeline.now_ns += 50_000_000
+    client.answer(response(503), ONE)
+    assert proxy.play() == []
+
+    linker = proxy.capture.assembler.linker
+    if end == "tick":
+        linker.tick(proxy.timeline.now_ns + 200_000_000)
+    else:
+        linker.close()
+
+    (asked,) = proxy.play()
+    assert asked.hop is not None
+    assert (asked.hop.attempts, asked.hop.overhead_ns) == (0, asked.timings.duration_ns)
+
+
 # Kept connections ------------------------------------------------------------------------
 
 
