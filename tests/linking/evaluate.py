@@ -35,6 +35,8 @@ __all__ = ["Result", "evaluate", "replayed"]
 _NONCE = re.compile(rb"N([qr]):[0-9a-f]{16}")
 _NO_NONCE = rb"N\1:0000000000000000"
 _REPLAY_S = 60.0
+_TOLD = {"unreadable", "over_limit"}
+"""Losses of bytes of which the number is known, as of spliced bodies: no request is missed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +142,7 @@ def evaluate(captured: Capture, *, drop: float = 0.0, seed: int = 1, masked: boo
         without = _Treated(captured.recording, drop=drop, seed=seed, masked=False)
         seen = _replayed(without, captured.config)
     nonces: dict[tuple[object, ...], Nonces] = {key_of(t): nonces_of(t) for t in seen}
-    known = {} if whole.lost else originals(seen, everything)
+    known = {} if whole.lost.keys() - _TOLD else originals(seen, everything)
 
     def original(transaction: Transaction) -> Original:
         key = key_of(transaction)
