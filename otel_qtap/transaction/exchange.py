@@ -15,7 +15,7 @@ from otel_qtap.events import NO_MARK
 from otel_qtap.protocol.events import BodyData, MessageEnd, MessageEnding, RequestHead, ResponseHead
 from otel_qtap.transaction.evidence import BodyStart
 from otel_qtap.transaction.link import StreamKey
-from otel_qtap.transaction.model import Body, Request, Response
+from otel_qtap.transaction.model import Body, Request, Response, Timings
 from otel_qtap.transaction.place import Place
 
 if TYPE_CHECKING:
@@ -206,6 +206,15 @@ class Exchange:
         """Of the response, for the passive linker."""
         self.position = -1
         """Where the request begins in its stream, in bytes; -1 where that is not known."""
+
+    @property
+    def begin_ns(self) -> int:
+        """When the process opened a connection for it, or else sent or got it."""
+        return self.connect_started_ns or self.request_start_ns
+
+    def offset_ns(self, timings: Timings) -> int:
+        """Return how much later the times of its transaction are, which are since the epoch."""
+        return timings.request_start_ns - self.request_start_ns
 
     def add_request_body(self, event: BodyData, limit: int, budget: MemoryBudget) -> int:
         """Take a piece of the request's body; returns how much of it is kept."""

@@ -22,8 +22,9 @@ from otel_qtap.counters import CounterSet
 from otel_qtap.events import Role, StreamState
 from otel_qtap.transaction.consumer import Consumer
 from otel_qtap.transaction.exchange import Exchange
-from otel_qtap.transaction.link import LinkMethod, ProxyHop, StreamKey
-from otel_qtap.transaction.model import Ending, Request, Timings, Transaction
+from otel_qtap.transaction.hop import hop_of, may_be_connecting
+from otel_qtap.transaction.link import LinkMethod, StreamKey
+from otel_qtap.transaction.model import Ending, Request, Transaction
 from otel_qtap.transaction.passive import PassiveLinker, PassiveSource
 from otel_qtap.transaction.place import Place
 from otel_qtap.transaction.relays import Passage
@@ -31,7 +32,6 @@ from otel_qtap.transaction.relays import Passage
 __all__ = ["Linker"]
 
 _KNOWN = StreamState.KNOWN
-_UNAVAILABLE = 503
 _CLIENT_CLOSED, _CONNECT_FAILED = Ending.CLIENT_CLOSED, Ending.CONNECT_FAILED
 _PLACES = 65536
 _WAITING = 16384
@@ -41,7 +41,6 @@ _BLIND_NS = 60_000_000_000
 _LONGEST_WAIT_NS = 60_000_000_000
 _REFUSED = 4096
 _LAST_CONNECT_NS = 100_000_000
-_UNEXPLAINED_NS = 10_000_000
 _KEPT_AT_ADDRESS = 4  # a request can outlast its answer, while its stream is used again
 
 
@@ -268,7 +267,7 @@ class Linker:
         if state is _KNOWN:
             key = exchange.key or StreamKey(exchange.process_id, mark.address, mark.serial)
             transaction.stream = key  # type: ignore[misc]  # nobody has seen it yet
-            if self._distrusted and _begin_of(exchange) < self._distrusted.get(key.process_id, 0):
+            if self._distrusted and exchange.begin_ns < self._distrusted.get(key.process_id, 0):
                 self._unlinked["violation"].value += 1
                 self._pass_unlinked(transaction, exchange)
                 return
@@ -375,7 +374,7 @@ class Linker:
 
     def _wait(self, key: StreamKey, transaction: Transaction, exchange: Exchange) -> None:
         timings = transaction.timings
-        since_ns = timings.end_ns - _offset_ns(timings, exchange)
+        since_ns = timings.end_ns - exchange.offset_ns(timings)
         waiting = _Waiting(key, transaction, exchange, since_ns)
         if self._waiting_count >= _WAITING:
             self._let_go(waiting, "overflow")
@@ -417,10 +416,10 @@ class Linker:
             self._keep(at, newer)
 
     def _link(self, transaction: Transaction, exchange: Exchange, place: Place) -> None:
-        violated = self._check(exchange, place)
+        violated = place.contradiction(exchange)
         if violated or place.is_void:
             if violated:
-                self._violated(violated, place, _begin_of(exchange))
+                self._violated(violated, place, exchange.begin_ns)
             self._unlinked["violation"].value += 1
             self._pass_unlinked(transaction, exchange)
             return
@@ -463,22 +462,6 @@ class Linker:
         if place.answered_ns >= self._blind_until_ns:
             self.on_violation(place.process_id, check, min(seen_ns, place.answered_ns))
 
-    def _check(self, exchange: Exchange, place: Place) -> str:
-        """Return what contradicts a link, or nothing."""
-        if exchange.thread_id and place.thread_id and exchange.thread_id != place.thread_id:
-            return "thread"
-        begin_ns = _begin_of(exchange)
-        if begin_ns < place.eligible_ns:
-            # Right in mode tcp only: there HAProxy connects as soon as it has a client.
-            has_sent = bool(exchange.request.method)
-            if begin_ns < place.accepted_ns or (
-                has_sent and exchange.request_start_ns < place.eligible_ns
-            ):
-                return "eligible"
-        if begin_ns > place.answered_ns:
-            return "answered"
-        return ""
-
     def _finish_client(
         self,
         transaction: Transaction,
@@ -491,7 +474,7 @@ class Linker:
             method, is_first_sent=is_first_sent
         )
         if transaction.ending is _CLIENT_CLOSED and transaction.response is None:
-            end_ns = transaction.timings.end_ns - _offset_ns(transaction.timings, exchange)
+            end_ns = transaction.timings.end_ns - exchange.offset_ns(transaction.timings)
             transaction.was_given_up = place.has_given_up(end_ns)  # type: ignore[misc]
         if transaction.ending is _CONNECT_FAILED:
             asked = place.request  # what it would have been asked
@@ -515,10 +498,10 @@ class Linker:
         if place.key is not None:
             transaction.stream = place.key  # type: ignore[misc]
         if place.key is not None or place.spent:
-            hop = transaction.hop = self._hop(  # type: ignore[misc]
+            hop = transaction.hop = hop_of(  # type: ignore[misc]
                 transaction.timings, exchange, place
             )
-            if _may_be_connecting(transaction, hop) and len(self._refused) < _REFUSED:
+            if may_be_connecting(transaction, hop) and len(self._refused) < _REFUSED:
                 self._refused.append((place.answered_ns, transaction, exchange, place))
                 return
             place.asking = ()  # a place outlives its exchanges by far
@@ -527,40 +510,9 @@ class Linker:
     def _finish_refused(self) -> None:
         """Pass on one that waited for HAProxy's last attempt to connect to a server."""
         _, transaction, exchange, place = self._refused.popleft()
-        transaction.hop = self._hop(transaction.timings, exchange, place)  # type: ignore[misc]
+        transaction.hop = hop_of(transaction.timings, exchange, place)  # type: ignore[misc]
         place.asking = ()
         self._consume(transaction)
-
-    def _hop(self, timings: Timings, exchange: Exchange, place: Place) -> ProxyHop:
-        """Account for the time between first byte in and last byte out."""
-        attempts, spent = place.attempts, place.spent
-        if place.asking:
-            under_way = self._under_way(place, timings, exchange)
-            attempts += len(under_way)
-            spent = spent + under_way
-        waited, end = 0, timings.request_start_ns  # in mode tcp HAProxy connects before
-        for begin_ns, end_ns in sorted(spent):
-            waited += max(0, end_ns - max(begin_ns, end))
-            end = max(end, end_ns)
-        return ProxyHop(attempts=attempts, overhead_ns=max(0, timings.duration_ns - waited))
-
-    def _under_way(
-        self, place: Place, timings: Timings, exchange: Exchange
-    ) -> list[tuple[int, int]]:
-        """
-        Return when it was waiting for backends that had not done when its client had its answer.
-
-        One that has not begun to answer is not waited for since the proxy answered by itself.
-        """
-        offset_ns = _offset_ns(timings, exchange)
-        found = []
-        for sent in place.asking:
-            if not (sent.is_emitted or place.is_void or self._check(sent, place)):
-                ends_ns = timings.end_ns
-                if sent.response is None:
-                    ends_ns = place.answered_ns + offset_ns
-                found.append((_begin_of(sent) + offset_ns, ends_ns))
-        return found
 
     def _let_go(self, waiting: _Waiting, reason: str) -> None:
         self._unlinked[reason].value += 1
@@ -588,30 +540,6 @@ class Linker:
             self.on_failed_check(transaction)
 
 
-def _may_be_connecting(transaction: Transaction, hop: ProxyHop) -> bool:
-    """
-    Whether the last attempt to connect to a server may not be over yet.
-
-    When that takes too long, HAProxy first answers its client and then closes the connection;
-    nobody has heard of it by then. (Seen so in HAProxy 2.6 and 3.2.)
-    """
-    response = transaction.response
-    return (
-        response is not None
-        and response.status == _UNAVAILABLE
-        and hop.overhead_ns > _UNEXPLAINED_NS
-    )
-
-
 def _is_older(serial: int, other: int) -> bool:
     """Whether a number was given before another; they wrap at 2^32."""
     return 0 < (other - serial) & 0xFFFFFFFF < 0x80000000
-
-
-def _offset_ns(timings: Timings, exchange: Exchange) -> int:
-    """Return how much later times since the epoch are than those of the kernel."""
-    return timings.request_start_ns - exchange.request_start_ns
-
-
-def _begin_of(exchange: Exchange) -> int:
-    return exchange.connect_started_ns or exchange.request_start_ns

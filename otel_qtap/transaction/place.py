@@ -168,6 +168,21 @@ class Place:
             is_first_sent=is_first_sent,
         )
 
+    def contradiction(self, sent: Exchange) -> str:
+        """Return what speaks against ``sent`` having been sent for it, or nothing."""
+        if sent.thread_id and self.thread_id and sent.thread_id != self.thread_id:
+            return "thread"
+        if sent.begin_ns < self.eligible_ns:
+            # Right in mode tcp only: there HAProxy connects as soon as it has a client.
+            has_sent = bool(sent.request.method)
+            if sent.begin_ns < self.accepted_ns or (
+                has_sent and sent.request_start_ns < self.eligible_ns
+            ):
+                return "eligible"
+        if sent.begin_ns > self.answered_ns:
+            return "answered"
+        return ""
+
     def has_given_up(self, end_ns: int) -> bool:
         """
         Whether an attempt without an answer, closed by the proxy at that time, took too long.
