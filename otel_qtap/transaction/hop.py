@@ -16,7 +16,7 @@ _UNEXPLAINED_NS = 10_000_000
 def hop_of(timings: Timings, exchange: Exchange, place: Place) -> ProxyHop:
     """Account for the time between first byte in and last byte out."""
     attempts, spent = place.attempts, place.spent
-    if place.asking:
+    if place.asking or exchange.passage is not None:
         under_way = _under_way(timings, exchange, place)
         attempts += len(under_way)
         spent = spent + under_way
@@ -41,6 +41,9 @@ def _under_way(timings: Timings, exchange: Exchange, place: Place) -> list[tuple
             if sent.response is None:
                 ends_ns = place.answered_ns + offset_ns
             found.append((sent.begin_ns + offset_ns, ends_ns))
+    passage = exchange.passage  # what was passed on unread is for the client in any case
+    if passage is not None and passage.is_certain and not passage.sent.is_emitted:
+        found.append((passage.sent.request_start_ns + offset_ns, timings.end_ns))
     return found
 
 

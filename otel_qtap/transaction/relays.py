@@ -38,12 +38,17 @@ _Key = tuple[int, int, int]
 class Passage:
     """A client's request that was passed on, if it is certain that it was not read meanwhile."""
 
-    __slots__ = ("_is_certain", "_waiting", "asked")
+    __slots__ = ("_is_certain", "_waiting", "asked", "sent")
 
-    def __init__(self, asked: Exchange) -> None:
-        self.asked = asked
+    def __init__(self, asked: Exchange, sent: Exchange) -> None:
+        self.asked, self.sent = asked, sent
         self._is_certain: bool | None = None
         self._waiting: list[Callable[[bool], None]] = []
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether that is decided, and so."""
+        return self._is_certain is True
 
     def decide(self, *, is_certain: bool) -> None:
         """The client is being answered, or never will be; only the first call counts."""
@@ -132,7 +137,7 @@ def pass_on(sent: Exchange, client: Relayed, server: Relayed) -> Exchange | None
     for asked in client.in_flight:
         is_same = asked.index == sent.index if is_whole else asked.position == sent.position >= 0
         if is_same and asked.passage is None and asked.request == sent.request:
-            sent.passage = asked.passage = Passage(asked)
+            sent.passage = asked.passage = Passage(asked, sent)
             return asked
     return None
 

@@ -449,6 +449,25 @@ def test_a_relay_that_answers_no_more_is_still_one(proxy) -> None:
     assert linked(proxy.play()) == [(51001, 0), (51001, 1)]
 
 
+def test_what_a_relay_has_passed_on_counts_before_it_is_over(proxy) -> None:
+    """HAProxy may close the client's connection first, by the stream of both."""
+    client = proxy.client(connecting=STREAM, remote_port=51001)
+    server = proxy.server(STREAM)
+    pass_through(client, server, GET)
+    client.ask(GET)
+    server.ask(GET, TASK)
+    client.step(CloseStep.LOCAL_CLOSED, mark=STREAM)
+    client.destroyed()
+    server.client_closes()
+    server.destroyed()
+
+    transactions = proxy.play()
+
+    assert linked(transactions) == [(51001, 0), (51001, 1)]
+    served = [t for t in transactions if t.direction.is_ingress]
+    assert [t.hop and t.hop.attempts for t in served] == [1, 1]
+
+
 def test_what_a_neighbour_answered_may_be_told_after_it_was_received(proxy) -> None:
     """The two run on different processors."""
     sender = proxy.timeline.open(
