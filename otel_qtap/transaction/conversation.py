@@ -424,9 +424,7 @@ class Conversation:
                 exchange.mark = self.connection.connecting
                 exchange.connect_started_ns = self.connection.connect_started_ns
                 self._is_shared = exchange.mark.state in _OUTSIDE_STREAMS
-                exchange.tells_check = True
-            elif self._is_shared:
-                exchange.tells_check = True
+            exchange.tells_check = is_first or self._is_shared
             mark = exchange.mark
             if mark.state is _KNOWN:
                 self._owner.begin(exchange)
